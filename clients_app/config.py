@@ -1,0 +1,46 @@
+"""client.yaml: all that a device needs to find Studio and be known there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import yaml
+from django.conf import settings
+
+from clients_app.models import Client
+from clients_app.selectors import combiners_best_first
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """The content of a client.yaml. Addresses are host:port; the client prefers `combiner_tls`. `ca_cert` is inline
+    PEM or a path, and is asked for only where the site's authority is a private one."""
+
+    name: str
+    client_id: str
+    api_url: str
+    token: str
+    combiner: str | None = None
+    combiner_tls: str | None = None
+    ca_cert: str | None = None
+
+    def as_dict(self) -> dict[str, str]:
+        """What is set, in the order of the file."""
+        return {key: value for key, value in asdict(self).items() if value}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def config_for(client: Client, *, token: str, base_url: str) -> ClientConfig:
+    """The config of a client whose fresh token this is. The combiner is only where to begin: the client asks
+    `api_url` for the best one each time it starts."""
+    best = next(iter(combiners_best_first(client.attributes)), None)
+    return ClientConfig(
+        name=client.name,
+        client_id=str(client.pk),
+        api_url=(settings.PUBLIC_URL or base_url).rstrip("/"),
+        token=token,
+        combiner=best.address if best else None,
+        combiner_tls=best.tls_address if best else None,
+    )

@@ -1,0 +1,80 @@
+"""The devices and the combiners they meet."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from foundation.ids import uuid7
+from projects.scoping import ScopedQuerySet
+
+
+class CombinerQuerySet(models.QuerySet["Combiner"]):
+    def alive(self) -> CombinerQuerySet:
+        return self.filter(lease_until__gt=Now())
+
+
+class Combiner(models.Model):
+    """A server that clients stream to. It serves every project; `epoch` rises each time it starts."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    name = models.CharField(max_length=80, unique=True)
+    epoch = models.PositiveIntegerField(default=0)
+    spool_id = models.CharField(max_length=32, blank=True)
+    address = models.CharField(max_length=255, blank=True, help_text="host:port of the plain-text listener")
+    tls_address = models.CharField(max_length=255, blank=True, help_text="host:port of the TLS listener")
+    labels = models.JSONField(default=dict, blank=True)
+    version = models.CharField(max_length=40, blank=True)
+    load = models.JSONField(default=dict, blank=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = CombinerQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ClientQuerySet(ScopedQuerySet["Client"]):
+    def online(self) -> ClientQuerySet:
+        """Connected to a combiner whose lease is live."""
+        return self.filter(
+            connection_id__gt="",
+            combiner__lease_until__gt=Now(),
+            connection_epoch=models.F("combiner__epoch"),
+        )
+
+
+class Client(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    project = models.ForeignKey("projects.Project", models.CASCADE, related_name="clients")
+    name = models.CharField(max_length=120)
+    # A connection is (combiner, epoch, connection id); empty id: none.
+    combiner = models.ForeignKey(Combiner, models.SET_NULL, null=True, blank=True, related_name="clients")
+    connection_epoch = models.PositiveIntegerField(default=0)
+    connection_id = models.CharField(max_length=36, blank=True, default="")
+    connected_at = models.DateTimeField(null=True, blank=True)
+    last_seen_at = models.DateTimeField(null=True, blank=True)
+    dialect = models.CharField(max_length=20, blank=True)
+    version = models.CharField(max_length=40, blank=True)
+    attributes = models.JSONField(default=dict, blank=True)
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = ClientQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [models.UniqueConstraint(fields=["project", "name"], name="client_name_once")]
+        indexes = [
+            models.Index(fields=["combiner"], name="client_connected", condition=Q(connection_id__gt=""))
+        ]
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,156 @@
+"""Pages of clients and combiners. A client's config is shown in the answer that made it, and never again."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from clients_app import services
+from clients_app.activity import telemetry_charts, work_of
+from clients_app.forms import ClientForm
+from clients_app.models import Client
+from clients_app.selectors import clients_of, combiners_of, described
+from federation.events.pages import live_frame
+from federation.events.selectors import events_of, of_kind
+from projects.choices import Action
+from projects.pages import actor_of, attempt, go, open_project, page_of, shown
+from projects.scoping import reach
+
+
+def _base_url(request: HttpRequest) -> str:
+    return request.build_absolute_uri("/").rstrip("/")
+
+
+def _client(request: HttpRequest, project: Any, pk: uuid.UUID, action: Action = Action.RUN) -> Client:
+    actor = actor_of(request)
+    row: Client = reach(clients_of(actor, project), actor, action, "client", pk=pk)
+    return row
+
+
+@login_required
+@require_GET
+def client_list(request: HttpRequest, slug: str) -> HttpResponse:
+    context = live_frame(request, slug, "clients")
+    actor, project = actor_of(request), context["project"]
+    rows = clients_of(actor, project)
+    asked = {name: request.GET.get(name, "").strip() for name in ("q", "online")}
+    if asked["q"]:
+        rows = rows.filter(name__icontains=asked["q"])
+    if asked["online"] in ("yes", "no"):
+        rows = rows.filter(online=asked["online"] == "yes")
+    page = page_of(request, rows)
+    context |= {
+        "page": page,
+        "lines": described(page.rows),
+        "asked": asked,
+        "log": of_kind(events_of(actor, project), "client")[:12],
+    }
+    return shown(request, "clients/list.html", "clients/_list.html", context)
+
+
+@never_cache
+@login_required
+@require_http_methods(["GET", "POST"])
+def client_new(request: HttpRequest, slug: str) -> HttpResponse:
+    """The dialog to register a client; its answer is the only place where the config can be seen."""
+    context = live_frame(request, slug, "clients", Action.RUN)
+    form = ClientForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        made = attempt(
+            form,
+            lambda: services.register_client(
+                actor=actor_of(request),
+                project=context["project"],
+                name=form.cleaned_data["name"],
+                base_url=_base_url(request),
+            ),
+        )
+        if made is not None:
+            context |= {"client": made[0], "config_yaml": made[1].to_yaml()}
+            return shown(request, "clients/config.html", "clients/_config.html", context)
+    return shown(
+        request, "clients/new.html", "clients/_new.html", context | {"form": form}, invalid=bool(form.errors)
+    )
+
+
+@never_cache
+@login_required
+@require_POST
+def client_config(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpResponse:
+    """A fresh config as a file; the client's earlier token stops working."""
+    client = _client(request, open_project(request, slug), pk)
+    _, config, _ = services.new_config(actor=actor_of(request), client=client, base_url=_base_url(request))
+    return HttpResponse(
+        config.to_yaml(),
+        content_type="application/yaml",
+        headers={"Content-Disposition": 'attachment; filename="client.yaml"'},
+    )
+
+
+@login_required
+@require_GET
+def client_detail(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpResponse:
+    context = live_frame(request, slug, "clients")
+    actor = actor_of(request)
+    client = _client(request, context["project"], pk, Action.VIEW)
+    context |= {
+        "client": client,
+        "line": described([client])[0],
+        "work": work_of(client),
+        "events": events_of(actor, context["project"]).filter(client=client)[:10],
+        "telemetry": telemetry_charts(client),
+        "rename_form": ClientForm(initial={"name": client.name}),
+    }
+    return shown(request, "clients/detail.html", "clients/_detail.html", context)
+
+
+@login_required
+@require_POST
+def client_rename(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpResponse:
+    client = _client(request, open_project(request, slug), pk)
+    form = ClientForm(request.POST)
+    renamed = (
+        attempt(
+            form,
+            lambda: services.rename_client(
+                actor=actor_of(request), client=client, name=form.cleaned_data["name"]
+            ),
+        )
+        if form.is_valid()
+        else None
+    )
+    url = reverse("client", args=[slug, pk])
+    if renamed:
+        return go(request, url, f"The client is called {renamed.name} now.")
+    return go(
+        request,
+        url,
+        " ".join(str(error) for errors in form.errors.values() for error in errors),
+        messages.ERROR,
+    )
+
+
+@login_required
+@require_POST
+def client_remove(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpResponse:
+    client = _client(request, open_project(request, slug), pk)
+    if request.POST.get("confirm", "").strip() != client.name:
+        url = reverse("client", args=[slug, pk])
+        return go(request, url, f"Nothing was removed: type {client.name} to confirm.", messages.ERROR)
+    services.delete_client(actor=actor_of(request), client=client)
+    return go(request, reverse("clients", args=[slug]), f"{client.name} was removed.")
+
+
+@login_required
+@require_GET
+def combiner_list(request: HttpRequest, slug: str) -> HttpResponse:
+    context = live_frame(request, slug, "combiners")
+    context["combiners"] = combiners_of(context["project"])
+    return shown(request, "clients/combiners.html", "clients/_combiners.html", context)

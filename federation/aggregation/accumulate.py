@@ -1,0 +1,217 @@
+"""Federated averaging (McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
+Data", AISTATS 2017, Algorithm 1):  w_{t+1} = sum_k (n_k / n) w_{t+1}^k,  n = sum_k n_k,  n_k the examples of
+client k.
+
+The sum runs as updates arrive, in float64, and is divided once at the end; so the memory is one sum, however
+many clients there are. The mean of means weighted by their summed examples is the same number, which is what
+lets several combiners share a round: each writes a partial in float64, `combine_partials` averages those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from foundation.errors import StudioError
+
+from .blocks import BLOCK_ELEMENTS, Array, BlockReader, Float64s, Narrower
+from .layout import Layout, shown
+from .safetensors_file import (
+    Flat,
+    ModelSink,
+    Offsets,
+    Run,
+    StrPath,
+    canonical_header,
+    canonical_offsets,
+    new_file,
+    read_safetensors_header,
+)
+
+
+class WeightedSum:
+    """The running sum of weight x update over all tensors of a layout, float64, shape (elements of the
+    model,).
+
+    Memory: 8 bytes per element (twice a float32 model) and a few blocks. One caller at a time.
+    Integers beyond 2**53 lose their last digits, as all sums here are float64.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.weight = 0.0
+        self.count = 0
+        self._flat = Flat(layout)
+        self._sums: Float64s = np.zeros(self._flat.size, dtype=np.float64)
+        self._scaled: Float64s = np.empty(BLOCK_ELEMENTS, dtype=np.float64)
+        self._reader = BlockReader()
+        self._header = canonical_header(layout)
+        self._file_bytes = len(self._header) + layout.nbytes
+        self._runs = self._flat.runs(canonical_offsets(layout), len(self._header))
+        self._torn = False
+
+    def fold(self, path: StrPath, weight: float) -> None:
+        """Add one update (a safetensors file of this layout, its numbers checked before) with its weight.
+
+        Raises StudioError `bad_weight` unless 0 < weight < infinity, `layout_mismatch` or `invalid_model`
+        with the sum untouched; should the file fail while it is read, the sum is torn and refuses everything
+        from then on.
+        """
+        self._refuse_torn()
+        check_weight(weight)
+        runs = self._runs_of(path)
+        with Path(path).open("rb", buffering=0) as file, np.errstate(over="ignore", invalid="ignore"):
+            self._torn = True
+            for run in runs:
+                file.seek(run.begin)
+                for at in range(0, run.count, BLOCK_ELEMENTS):
+                    size = min(BLOCK_ELEMENTS, run.count - at)
+                    scaled = self._scaled[:size]
+                    np.copyto(scaled, self._reader.read(file, run.dtype, size))
+                    np.multiply(scaled, weight, out=scaled)
+                    sums = self._sums[run.start + at : run.start + at + size]
+                    np.add(sums, scaled, out=sums)
+            self._torn = False
+        self.weight += weight
+        self.count += 1
+
+    def write_mean(self, path: StrPath, *, partial: bool, fsync: bool = False) -> str:
+        """Write sum / weight as a canonical file and return its sha256 (hex). The sum stays usable.
+
+        `partial=False` casts to each tensor's own dtype with one rounding (integers to the nearest, ties to
+        even, clipped; booleans true from 0.5 up); `partial=True` writes F64 for every tensor, so that
+        combining loses nothing. Raises StudioError `no_updates` when nothing was folded, `sum_not_finite`
+        naming the tensor.
+        """
+        self._refuse_torn()
+        if self.count == 0:
+            raise StudioError("no_updates", "No update was folded, so there is no mean to write.")
+        layout = self.layout.as_float64() if partial else self.layout
+        header = canonical_header(layout)
+        runs = self._flat.runs(canonical_offsets(layout), len(header), "F64" if partial else None)
+        mean, narrower = np.empty(BLOCK_ELEMENTS, dtype=np.float64), Narrower()
+        with new_file(path, fsync=fsync) as file:
+            sink = ModelSink(file)
+            sink.write(header)
+            for run in runs:
+                for start in range(run.start, run.start + run.count, BLOCK_ELEMENTS):
+                    sums = self._sums[start : min(start + BLOCK_ELEMENTS, run.start + run.count)]
+                    block = np.divide(sums, self.weight, out=mean[: sums.size])
+                    _write_block(sink, narrower, block, run.dtype, self._flat, start)
+            return sink.sha256
+
+    def _runs_of(self, path: StrPath) -> list[Run]:
+        with Path(path).open("rb") as file:
+            if file.read(len(self._header)) == self._header and Path(path).stat().st_size == self._file_bytes:
+                return self._runs  # the common case parses nothing
+        offsets, data_start = _read_expecting(path, self.layout)
+        return self._flat.runs(offsets, data_start)
+
+    def _refuse_torn(self) -> None:
+        if self._torn:
+            raise StudioError(
+                "sum_torn",
+                "A file failed while it was being folded; the sum must be rebuilt from the start.",
+                500,
+            )
+
+
+def combine_partials(
+    partials: Sequence[tuple[StrPath, float]], layout: Layout, out_path: StrPath, *, fsync: bool = False
+) -> str:
+    """Weighted mean of float64 partial files, block by block, as a canonical file of the model's dtypes; its
+    sha256.
+
+    `partials` are (path, summed weight); the result equals the flat weighted mean of all updates up to one
+    rounding of float64 before the rounding to the model's dtype. Memory: a few blocks. Raises StudioError
+    `no_updates`, `bad_weight`, `layout_mismatch`, `invalid_model`, `sum_not_finite`.
+    """
+    if not partials:
+        raise StudioError("no_updates", "There is no partial to combine.")
+    for _, weight in partials:
+        check_weight(weight)
+    total = math.fsum(weight for _, weight in partials)
+    check_weight(total)
+    wide = layout.as_float64()
+    places = [_read_expecting(path, wide) for path, _ in partials]
+    flat, reader, narrower = Flat(layout), BlockReader(), Narrower()
+    sums = np.empty(BLOCK_ELEMENTS, dtype=np.float64)
+    with ExitStack() as stack:
+        files: list[tuple[IO[bytes], float]] = [
+            (stack.enter_context(Path(path).open("rb", buffering=0)), weight / total)
+            for path, weight in partials
+        ]
+        sink = ModelSink(stack.enter_context(new_file(out_path, fsync=fsync)))
+        sink.write(canonical_header(layout))
+        for dtype, start, count, begins in _stretches(flat, places):
+            for at in range(0, count, BLOCK_ELEMENTS):
+                block = sums[: min(BLOCK_ELEMENTS, count - at)]
+                block.fill(0.0)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    for (file, share), begin in zip(files, begins, strict=True):
+                        file.seek(begin + at * 8)
+                        part = reader.read(file, "F64", block.size)
+                        np.multiply(part, share, out=part)
+                        np.add(block, part, out=block)
+                _write_block(sink, narrower, block, dtype, flat, start + at)
+        return sink.sha256
+
+
+def check_weight(weight: float) -> None:
+    """Raises StudioError `bad_weight` unless 0 < weight < infinity."""
+    if not (math.isfinite(weight) and weight > 0):
+        raise StudioError(
+            "bad_weight", f"The weight of an update is {weight}; it must be above 0 and finite."
+        )
+
+
+def _write_block(
+    sink: ModelSink, narrower: Narrower, block: Float64s, dtype: str, flat: Flat, start: int
+) -> None:
+    # A mean of finite float16 (bfloat16, float32) cannot leave their range, a float64 sum or a foreign
+    # partial can: look before the cast, where integers would hide it, and after, where a narrow float may
+    # overflow.
+    if not narrower.finite(block):
+        raise _sum_not_finite(block, flat, start)
+    narrow = narrower.cast(block, dtype)
+    if dtype in ("F16", "BF16", "F32") and not narrower.finite(narrow):
+        raise _sum_not_finite(narrow, flat, start)
+    sink.write(narrow.view(np.uint8).data)
+
+
+def _sum_not_finite(block: Array, flat: Flat, start: int) -> StudioError:
+    name = flat.name_at(start + int(np.argmin(np.isfinite(block))))
+    return StudioError(
+        "sum_not_finite",
+        f"The mean of tensor {shown(name)} is not finite in its dtype; some update holds values too large.",
+        tensor=name,
+    )
+
+
+def _read_expecting(path: StrPath, layout: Layout) -> tuple[Offsets, int]:
+    found, data_start, offsets = read_safetensors_header(path, max_bytes=Path(path).stat().st_size)
+    difference = layout.difference(found)
+    if difference is not None:
+        raise StudioError("layout_mismatch", f"The file does not fit the model. {difference}")
+    return offsets, data_start
+
+
+def _stretches(flat: Flat, places: list[tuple[Offsets, int]]) -> list[tuple[str, int, int, list[int]]]:
+    """(dtype, first element, elements, position in each file): as long as all partials lie end to end too."""
+    stretches: list[tuple[str, int, int, list[int]]] = []
+    for spec, start in zip(flat.specs, flat.starts, strict=True):
+        if not spec.count:
+            continue
+        begins = [data_start + offsets[spec.name][0] for offsets, data_start in places]
+        if stretches:
+            dtype, first, count, firsts = stretches[-1]
+            if dtype == spec.dtype and all(a + count * 8 == b for a, b in zip(firsts, begins, strict=True)):
+                stretches[-1] = (dtype, first, count + spec.count, firsts)
+                continue
+        stretches.append((spec.dtype, start, spec.count, begins))
+    return stretches

@@ -1,0 +1,57 @@
+"""A connected client as the combiner sees it, whatever it speaks."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass, field
+
+from federation.sessions.assignments import Owed
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a call came from: proven by its token."""
+
+    client_id: uuid.UUID
+    project_id: uuid.UUID
+    token_id: uuid.UUID
+    name: str
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Stop working on an assignment: it has ended."""
+
+    assignment_id: uuid.UUID
+    reason: str
+
+
+@dataclass(frozen=True)
+class Farewell:
+    """The stream ends. `retry`: come back later."""
+
+    code: str
+    reason: str
+    retry: bool
+
+
+Delivery = Owed | Cancel | Farewell
+
+
+@dataclass(eq=False)
+class Connection:
+    """The outgoing side of one client's stream. `given`: assignments it was sent or said it holds; `answered`: ended
+    ones that a read of the rows begun before their end may still show as owed."""
+
+    identity: Identity
+    dialect: str
+    version: str
+    connection_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    given: set[uuid.UUID] = field(default_factory=set)
+    answered: set[uuid.UUID] = field(default_factory=set)
+    outbox: asyncio.Queue[Delivery] = field(default_factory=asyncio.Queue)
+    can_validate: bool = True
+
+    def send(self, delivery: Delivery) -> None:
+        self.outbox.put_nowait(delivery)

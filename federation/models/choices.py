@@ -1,0 +1,6 @@
+from django.db import models
+
+
+class ModelKind(models.TextChoices):
+    SEED = "seed"
+    ROUND = "round"

@@ -1,0 +1,23 @@
+"""Writing packages, models and measurements; split by noun."""
+
+from federation.models.services.measured import (
+    LoggedMetric,
+    record_logged_metrics,
+    record_training_metadata,
+    record_validation,
+)
+from federation.models.services.packages import create_package, delete_package
+from federation.models.services.seeds import create_seed_model, delete_seed_model
+from federation.models.services.trail import add_round_model
+
+__all__ = [
+    "LoggedMetric",
+    "add_round_model",
+    "create_package",
+    "create_seed_model",
+    "delete_package",
+    "delete_seed_model",
+    "record_logged_metrics",
+    "record_training_metadata",
+    "record_validation",
+]

@@ -1,0 +1,63 @@
+"""Services of assignments and shares, as a combiner uses them; split by noun."""
+
+from federation.sessions.assignments.acceptance import (
+    SpooledUpdate,
+    Verdict,
+    accept_updates,
+    accept_validation,
+    end_with_reason,
+    refusal,
+    report_late,
+)
+from federation.sessions.assignments.shares import (
+    AcceptedUpdate,
+    ShareWork,
+    abandon_share,
+    fail_round,
+    finish_share,
+    lose_disk,
+    note_full_disk,
+    share_waits,
+    spool_names_in_use,
+    unfinished_shares,
+)
+from federation.sessions.assignments.work import (
+    Owed,
+    WorkGrant,
+    log_metrics,
+    mark_delivered,
+    note_progress,
+    owed,
+    reasons_of_end,
+    wake_waiting_sessions,
+    work_grant,
+)
+
+__all__ = [
+    "AcceptedUpdate",
+    "Owed",
+    "ShareWork",
+    "SpooledUpdate",
+    "Verdict",
+    "WorkGrant",
+    "abandon_share",
+    "accept_updates",
+    "accept_validation",
+    "end_with_reason",
+    "fail_round",
+    "finish_share",
+    "log_metrics",
+    "lose_disk",
+    "mark_delivered",
+    "note_full_disk",
+    "note_progress",
+    "owed",
+    "reasons_of_end",
+    "refusal",
+    "report_late",
+    "share_waits",
+    "spool_names_in_use",
+    "unfinished_shares",
+    "wake_waiting_sessions",
+    "work_grant",
+]

@@ -1,0 +1,90 @@
+"""States and their legal moves, as ROUNDS draws them."""
+
+from __future__ import annotations
+
+from django.db import models
+
+from foundation.moves import Moves
+
+
+class SessionStatus(models.TextChoices):
+    CREATED = "created"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+SESSION_MOVES: Moves = {
+    "created": frozenset({"running"}),
+    "running": frozenset({"finished", "failed", "stopped"}),
+    # continue: back to running
+    "finished": frozenset({"running"}),
+    "failed": frozenset({"running"}),
+    "stopped": frozenset({"running"}),
+}
+
+
+class RoundStatus(models.TextChoices):
+    TRAINING = "training"
+    CLOSING = "closing"
+    REDUCING = "reducing"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+ROUND_MOVES: Moves = {
+    "training": frozenset({"closing", "failed", "stopped"}),
+    "closing": frozenset({"reducing", "failed", "stopped"}),
+    "reducing": frozenset({"finished", "failed", "stopped"}),
+    "finished": frozenset(),
+    "failed": frozenset(),
+    "stopped": frozenset(),
+}
+OPEN_ROUND = ("training", "closing", "reducing")
+
+
+class ShareStatus(models.TextChoices):
+    OPEN = "open"
+    CLOSING = "closing"
+    FINISHED = "finished"
+    ABANDONED = "abandoned"
+
+
+SHARE_MOVES: Moves = {
+    "open": frozenset({"closing", "abandoned"}),
+    "closing": frozenset({"finished", "abandoned"}),
+    "finished": frozenset({"abandoned"}),
+    "abandoned": frozenset(),
+}
+
+
+class AssignmentStatus(models.TextChoices):
+    ASSIGNED = "assigned"
+    DELIVERED = "delivered"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+_ENDS = frozenset({"accepted", "rejected", "failed", "expired", "cancelled"})
+ASSIGNMENT_MOVES: Moves = {
+    "assigned": _ENDS | {"delivered"},
+    "delivered": _ENDS,
+    "accepted": frozenset({"lost"}),
+    "rejected": frozenset(),
+    "failed": frozenset(),
+    "expired": frozenset(),
+    "cancelled": frozenset(),
+    "lost": frozenset(),
+}
+LIVE_ASSIGNMENT = ("assigned", "delivered")
+
+
+class AssignmentKind(models.TextChoices):
+    TRAIN = "train"
+    VALIDATE = "validate"

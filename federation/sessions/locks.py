@@ -1,0 +1,42 @@
+"""Row locks, always in the order Session, Round, Share, Assignment by id.
+
+They are `FOR NO KEY UPDATE`: an event or a metric that merely points at a locked session can be written by a
+transaction that holds only the round, else the two would wait for each other.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from django.db import connection
+
+from federation.sessions.choices import OPEN_ROUND
+from federation.sessions.models import Round, Session
+
+LOCK_WAIT = "5s"
+
+
+def bound_lock_wait() -> None:
+    """Within a transaction: wait a few seconds for a row at most. On SQLite the IMMEDIATE transaction is the lock."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(f"set local lock_timeout = '{LOCK_WAIT}'")
+
+
+def lock_session(session_id: uuid.UUID) -> Session | None:
+    bound_lock_wait()
+    return Session.objects.select_for_update(of=("self",), no_key=True).filter(pk=session_id).first()
+
+
+def lock_open_round(session: Session) -> Round | None:
+    return (
+        Round.objects.select_for_update(of=("self",), no_key=True)
+        .filter(session=session, status__in=OPEN_ROUND)
+        .order_by("-id")
+        .first()
+    )
+
+
+def lock_round(round_id: uuid.UUID) -> Round | None:
+    bound_lock_wait()
+    return Round.objects.select_for_update(of=("self",), no_key=True).filter(pk=round_id).first()

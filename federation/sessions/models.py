@@ -1,0 +1,170 @@
+"""Sessions, rounds, assignments and combiner shares: the truth of every training."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+
+from federation.sessions.choices import (
+    LIVE_ASSIGNMENT,
+    OPEN_ROUND,
+    AssignmentKind,
+    AssignmentStatus,
+    RoundStatus,
+    SessionStatus,
+    ShareStatus,
+)
+from foundation.ids import uuid7
+from projects.scoping import ScopedQuerySet
+
+
+class Session(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    project = models.ForeignKey("projects.Project", models.CASCADE, related_name="sessions")
+    name = models.CharField(max_length=120)
+    status = models.CharField(max_length=10, choices=SessionStatus.choices, default=SessionStatus.CREATED)
+    config = models.JSONField(help_text="see federation.sessions.config.SessionConfig")
+    package = models.ForeignKey(
+        "federation_models.ComputePackage", models.RESTRICT, null=True, blank=True, related_name="sessions"
+    )
+    seed_model = models.ForeignKey("federation_models.Model", models.RESTRICT, related_name="+")
+    current_model = models.ForeignKey("federation_models.Model", models.RESTRICT, related_name="+")
+    rounds_done = models.PositiveIntegerField(default=0)
+    rounds_wanted = models.PositiveIntegerField()
+    failed_in_row = models.PositiveIntegerField(default=0)
+    stop_asked = models.BooleanField(default=False)
+    look_at = models.DateTimeField(null=True, blank=True, help_text="the next moment that matters")
+    waiting_for = models.CharField(max_length=300, blank=True)
+    waiting_until = models.DateTimeField(null=True, blank=True)
+    reason = models.CharField(max_length=500, blank=True, help_text="why it ended")
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    objects = ScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["look_at"], name="session_due", condition=Q(status="running")),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Round(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    project = models.ForeignKey("projects.Project", models.CASCADE, related_name="rounds")
+    session = models.ForeignKey(Session, models.CASCADE, related_name="rounds")
+    number = models.PositiveIntegerField(help_text="from 1")
+    attempt = models.PositiveIntegerField(default=1)
+    status = models.CharField(max_length=10, choices=RoundStatus.choices, default=RoundStatus.TRAINING)
+    goal = models.PositiveIntegerField(help_text="updates after which the round need not wait for the others")
+    min_updates = models.PositiveIntegerField()
+    input_model = models.ForeignKey("federation_models.Model", models.RESTRICT, related_name="+")
+    output_model = models.ForeignKey(
+        "federation_models.Model", models.SET_NULL, null=True, blank=True, related_name="made_by"
+    )
+    deadline = models.DateTimeField()
+    created_at = models.DateTimeField(auto_now_add=True)
+    closing_at = models.DateTimeField(null=True, blank=True)
+    reducing_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    reason = models.CharField(max_length=500, blank=True, help_text="why it ended")
+    timings = models.JSONField(default=dict, blank=True)
+    reduce_owner = models.UUIDField(null=True, blank=True)
+    reduce_until = models.DateTimeField(null=True, blank=True)
+
+    objects = ScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["session", "number", "attempt"], name="round_once"),
+            models.UniqueConstraint(
+                fields=["session"], condition=Q(status__in=OPEN_ROUND), name="round_one_open"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"round {self.number} of {self.session}"
+
+
+class CombinerShare(models.Model):
+    """What one combiner accepted in one round, and the partial it made of it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    project = models.ForeignKey("projects.Project", models.CASCADE, related_name="shares")
+    round = models.ForeignKey(Round, models.CASCADE, related_name="shares")
+    combiner = models.ForeignKey("clients_app.Combiner", models.PROTECT, related_name="shares")
+    status = models.CharField(max_length=10, choices=ShareStatus.choices, default=ShareStatus.OPEN)
+    weight = models.FloatField(default=0.0, help_text="summed examples")
+    updates = models.PositiveIntegerField(default=0)
+    partial_key = models.CharField(max_length=200, blank=True)
+    partial_sha256 = models.CharField(max_length=64, blank=True)
+    is_model = models.BooleanField(
+        default=False, help_text="the only share: the partial has the model's dtypes"
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    reason = models.CharField(max_length=300, blank=True)
+    silent_since = models.DateTimeField(
+        null=True, blank=True, help_text="when the engine first saw the combiner's lease out"
+    )
+
+    objects = ScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["round", "combiner"], condition=~Q(status="abandoned"), name="share_once"
+            )
+        ]
+
+
+class Assignment(models.Model):
+    """A lease on one model for one client and round."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    project = models.ForeignKey("projects.Project", models.CASCADE, related_name="assignments")
+    round = models.ForeignKey(Round, models.CASCADE, related_name="assignments")
+    client = models.ForeignKey("clients_app.Client", models.CASCADE, related_name="assignments")
+    model = models.ForeignKey("federation_models.Model", models.RESTRICT, related_name="+")
+    kind = models.CharField(max_length=10, choices=AssignmentKind.choices)
+    share = models.ForeignKey(
+        CombinerShare, models.SET_NULL, null=True, blank=True, related_name="assignments"
+    )
+    status = models.CharField(
+        max_length=10, choices=AssignmentStatus.choices, default=AssignmentStatus.ASSIGNED
+    )
+    deadline = models.DateTimeField()
+    created_at = models.DateTimeField(auto_now_add=True)
+    delivered_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    progress = models.FloatField(null=True, blank=True, help_text="0 to 1, as the client says")
+    spool_name = models.CharField(max_length=64, blank=True)
+    sha256 = models.CharField(max_length=64, blank=True)
+    size_bytes = models.BigIntegerField(null=True, blank=True)
+    num_examples = models.FloatField(null=True, blank=True)
+    update_norm = models.FloatField(null=True, blank=True)
+    metadata = models.JSONField(default=dict, blank=True)
+    error = models.CharField(max_length=1000, blank=True)
+
+    objects = ScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["round", "client", "kind"],
+                condition=Q(status__in=LIVE_ASSIGNMENT),
+                name="assignment_one_live",
+            )
+        ]
+        indexes = [
+            models.Index(fields=["client"], name="assignment_owed", condition=Q(status__in=LIVE_ASSIGNMENT)),
+        ]

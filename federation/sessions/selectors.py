@@ -1,0 +1,162 @@
+"""Reading sessions, rounds and assignments; lists are querysets behind the one door."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from django.db.models import Count, Q, QuerySet
+
+from clients_app.selectors import clients_of
+from federation.models.selectors import means_of, packages_of, trail
+from federation.sessions.choices import LIVE_ASSIGNMENT, OPEN_ROUND, AssignmentKind, SessionStatus
+from federation.sessions.models import Assignment, Round, Session
+from projects.actors import Actor
+from projects.choices import Action
+from projects.models import Project
+from projects.scoping import reach
+
+
+def sessions_of(actor: Actor, project: Project) -> QuerySet[Session]:
+    """Newest first, each with its package, models and `models_made`."""
+    return (
+        Session.objects.visible_to(actor)
+        .filter(project=project)
+        .select_related("package", "seed_model", "current_model", "created_by")
+        .defer("seed_model__layout", "current_model__layout")
+        .annotate(models_made=Count("trail"))
+        .order_by("-id")
+    )
+
+
+def session_of(
+    actor: Actor, project: Project, session_id: uuid.UUID, action: Action = Action.VIEW
+) -> Session:
+    """One session of the project. Raises StudioError 404 or 403."""
+    row: Session = reach(
+        Session.objects.select_related("package", "seed_model", "current_model", "created_by").defer(
+            "seed_model__layout", "current_model__layout"
+        ),
+        actor, action, "session", pk=session_id, project=project,
+    )  # fmt: skip
+    return row
+
+
+def running_of(actor: Actor, project: Project) -> list[Session]:
+    """What runs now, the newest first."""
+    return list(sessions_of(actor, project).filter(status=SessionStatus.RUNNING)[:20])
+
+
+def rounds_of(session: Session) -> QuerySet[Round]:
+    """Newest first."""
+    return Round.objects.filter(session=session).select_related("output_model").defer(
+        "output_model__layout", "output_model__metadata"
+    ).order_by("-id")  # fmt: skip
+
+
+def assignment_counts(
+    round_ids: list[uuid.UUID], kind: str = AssignmentKind.TRAIN
+) -> dict[uuid.UUID, dict[str, int]]:
+    """For each round how many assignments of `kind` are in each state. One query."""
+    rows = (
+        Assignment.objects.filter(round_id__in=round_ids, kind=kind)
+        .order_by()
+        .values_list("round_id", "status")
+        .annotate(n=Count("id"))
+    )
+    found: dict[uuid.UUID, dict[str, int]] = defaultdict(dict)
+    for round_id, status, n in rows:
+        found[round_id][status] = n
+    return dict(found)
+
+
+@dataclass(frozen=True)
+class RoundLine:
+    """One round as tables show it; `metrics` are the means measured on the model that it made."""
+
+    round: Round
+    answered: int
+    asked: int
+    counts: dict[str, int]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the round took, in seconds; None while it runs."""
+        return (self.round.ended_at - self.round.created_at).total_seconds() if self.round.ended_at else None
+
+
+def round_lines(rounds: list[Round]) -> list[RoundLine]:
+    """Rounds with their counts and metrics. Two queries, however many rounds."""
+    counts = assignment_counts([row.pk for row in rounds])
+    means = means_of([row.output_model_id for row in rounds if row.output_model_id])
+    lines = []
+    for row in rounds:
+        states = counts.get(row.pk, {})
+        metrics = means.get(row.output_model_id, {}) if row.output_model_id else {}
+        lines.append(RoundLine(row, states.get("accepted", 0), sum(states.values()), states, metrics))
+    return lines
+
+
+def open_round_of(session: Session) -> Round | None:
+    """The round that is not over yet."""
+    return Round.objects.filter(session=session, status__in=OPEN_ROUND).first()
+
+
+def assignments_of(session: Session) -> QuerySet[Assignment]:
+    """Everything that clients of the session were asked to do, newest first, with client and round."""
+    return Assignment.objects.filter(round__session=session).select_related("client", "round").order_by("-id")
+
+
+def live_assignments(session: Session) -> list[Assignment]:
+    """What clients work on now, and the answers of the open round so far."""
+    rows = assignments_of(session).filter(Q(status__in=LIVE_ASSIGNMENT) | Q(round__status__in=OPEN_ROUND))
+    return list(rows.order_by("kind", "client__name")[:500])
+
+
+def training_of(client_id: uuid.UUID, actor: Actor) -> QuerySet[Assignment]:
+    """The work of one client, newest first, with round and session."""
+    return (
+        Assignment.objects.visible_to(actor)
+        .filter(client_id=client_id)
+        .select_related("round", "round__session")
+        .defer("round__session__config")
+        .order_by("-id")
+    )
+
+
+@dataclass(frozen=True)
+class ProjectCounts:
+    """How much of everything a project has, and so which first steps are done."""
+
+    clients: int
+    online: int
+    packages: int
+    models: int
+    sessions: int
+    trained: bool
+
+    @property
+    def steps(self) -> list[tuple[str, bool]]:
+        """The way from an empty project to a first training, each step with whether it is done."""
+        return [
+            ("package", self.packages > 0),
+            ("seed", self.models > 0),
+            ("client", self.clients > 0),
+            ("connect", self.online > 0),
+            ("session", self.sessions > 0),
+        ]
+
+
+def counts_of(actor: Actor, project: Project) -> ProjectCounts:
+    clients = clients_of(actor, project)
+    sessions = Session.objects.visible_to(actor).filter(project=project)
+    return ProjectCounts(
+        clients=clients.count(),
+        online=clients.filter(online=True).count(),
+        packages=packages_of(actor, project).count(),
+        models=trail(actor, project).count(),
+        sessions=sessions.count(),
+        trained=sessions.filter(rounds_done__gt=0).exists(),
+    )

@@ -1,0 +1,146 @@
+"""Writes of sessions: what a person asks for. The engine does the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from django.db import transaction
+from django.db.models.functions import Now
+
+from federation.events.services import publish
+from federation.models.models import ComputePackage, Model
+from federation.sessions.choices import SESSION_MOVES, SessionStatus
+from federation.sessions.config import SessionConfig, SessionSpec
+from federation.sessions.models import Session
+from foundation import hints
+from foundation.errors import StudioError, invalid
+from foundation.moves import move
+from projects.actors import Actor
+from projects.audit import record
+from projects.choices import Action
+from projects.models import Project
+from projects.scoping import reach
+
+
+def create_session(*, actor: Actor, project: Project, spec: SessionSpec) -> Session:
+    """A session that waits to be started. Its seed model and package must be the project's own."""
+    reach(Project.objects.all(), actor, Action.RUN, "project", pk=project.pk)
+    seed = Model.objects.visible_to(actor).filter(project=project, pk=spec.seed_model_id).first()
+    if seed is None:
+        raise invalid(
+            "seed_model", "There is no such model in this project; choose one from its Models page."
+        )
+    package = None
+    if spec.package_id is not None:
+        package = ComputePackage.objects.visible_to(actor).filter(project=project, pk=spec.package_id).first()
+        if package is None:
+            raise invalid("package", "There is no such compute package in this project; upload one first.")
+    with transaction.atomic():
+        number = Session.objects.filter(project=project).count() + 1
+        session = Session.objects.create(
+            project=project,
+            name=spec.name or f"Session {number}",
+            config=spec.config.to_json(),
+            package=package,
+            seed_model=seed,
+            current_model=seed,
+            rounds_wanted=spec.rounds,
+            created_by=actor.user,
+        )
+        record(actor, "session.create", project_id=project.pk, target=session.name, session=str(session.pk))
+        publish(
+            project_id=project.pk,
+            kind="session.created",
+            message=f"{session.name} was created with {spec.rounds} rounds.",
+            session_id=session.pk,
+        )
+    return session
+
+
+def _set_running(session: Session, actor: Actor, verb: str, message: str, **fields: Any) -> None:
+    move(
+        Session.objects.filter(pk=session.pk),
+        SESSION_MOVES,
+        SessionStatus.RUNNING,
+        stop_asked=False,
+        reason="",
+        ended_at=None,
+        failed_in_row=0,
+        waiting_for="",
+        waiting_until=None,
+        look_at=Now(),
+        **fields,
+    )
+    record(actor, verb, project_id=session.project_id, target=session.name, session=str(session.pk))
+    publish(project_id=session.project_id, kind="session.started", message=message, session_id=session.pk)
+    hints.wake_session(str(session.pk))
+
+
+def start_session(*, actor: Actor, session: Session) -> Session:
+    """created -> running. Starting one that runs changes nothing; one that ended is refused."""
+    session = reach(Session.objects.all(), actor, Action.RUN, "session", pk=session.pk)
+    if session.status == SessionStatus.RUNNING:
+        return session
+    if session.status != SessionStatus.CREATED:
+        raise StudioError(
+            "session_ended",
+            f"{session.name} has {session.status}; continue it with more rounds instead.",
+            409,
+        )
+    with transaction.atomic():
+        _set_running(session, actor, "session.start", f"{session.name} was started.", started_at=Now())
+    session.refresh_from_db()
+    return session
+
+
+def stop_session(*, actor: Actor, session: Session) -> Session:
+    """Ask a running session to stop: clients are told, the open round ends. One that ended stays as it is."""
+    session = reach(Session.objects.all(), actor, Action.RUN, "session", pk=session.pk)
+    if session.status == SessionStatus.CREATED:
+        raise StudioError(
+            "session_not_started", f"{session.name} was never started, so there is nothing to stop.", 409
+        )
+    with transaction.atomic():
+        asked = Session.objects.filter(pk=session.pk, status=SessionStatus.RUNNING, stop_asked=False).update(
+            stop_asked=True, look_at=Now()
+        )
+        if asked:
+            record(actor, "session.stop", project_id=session.project_id, target=session.name)
+            publish(
+                project_id=session.project_id,
+                kind="session.stop_asked",
+                message=f"{session.name} was asked to stop.",
+                session_id=session.pk,
+            )
+            hints.wake_session(str(session.pk))
+    session.refresh_from_db()
+    return session
+
+
+def continue_session(*, actor: Actor, session: Session, rounds: int) -> Session:
+    """An ended session goes on from its current model for `rounds` more rounds."""
+    session = reach(Session.objects.all(), actor, Action.RUN, "session", pk=session.pk)
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or not 1 <= rounds <= 100_000:
+        raise invalid("rounds", "rounds must be a whole number from 1 to 100000.")
+    with transaction.atomic():
+        locked = Session.objects.select_for_update(of=("self",), no_key=True).get(pk=session.pk)
+        if locked.status == SessionStatus.RUNNING:
+            raise StudioError(
+                "session_running", f"{locked.name} is running; it can be continued once it has ended.", 409
+            )
+        if locked.status == SessionStatus.CREATED:
+            raise StudioError(
+                "session_not_started", f"{locked.name} was never started; start it instead.", 409
+            )
+        config = replace(SessionConfig.from_json(locked.config), target_from_round=locked.rounds_done + 1)
+        _set_running(
+            locked,
+            actor,
+            "session.continue",
+            f"{locked.name} continues for {rounds} more round{'s' * (rounds != 1)}.",
+            rounds_wanted=locked.rounds_done + rounds,
+            config=config.to_json(),
+        )
+    session.refresh_from_db()
+    return session

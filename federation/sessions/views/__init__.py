@@ -1,0 +1,1 @@
+"""Pages of sessions, and the dashboard: the one page that knows every room below."""

@@ -1,0 +1,115 @@
+"""Artifacts: compute packages, models, partials. One door to files or S3, through django-storages."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from django.core.files import File
+from django.core.files.storage import FileSystemStorage, Storage, storages
+
+CHUNK_BYTES = 1 << 20
+
+
+def artifacts() -> Storage:
+    return storages["artifacts"]
+
+
+def put(key: str, source: Path) -> None:
+    """Store the file `source` under `key`, durably. On one disk this is a link or a copy, never a re-read in Python."""
+    store = artifacts()
+    if isinstance(store, FileSystemStorage):
+        target = Path(store.path(key))
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        try:
+            os.link(source, draft)
+        except OSError:
+            shutil.copyfile(source, draft)
+        with open(draft, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(draft, 0o600)
+        os.replace(draft, target)
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return
+    with open(source, "rb") as body:
+        store.save(key, File(body, name=key))
+
+
+@contextmanager
+def local(key: str) -> Iterator[Path]:
+    """A local path to read the artifact from: the file itself, or a copy that is removed afterwards."""
+    store = artifacts()
+    if isinstance(store, FileSystemStorage):
+        yield Path(store.path(key))
+        return
+    with tempfile.NamedTemporaryFile(prefix="studio-") as draft, store.open(key, "rb") as body:
+        shutil.copyfileobj(body, draft, CHUNK_BYTES)
+        draft.flush()
+        yield Path(draft.name)
+
+
+def open_artifact(key: str) -> IO[bytes]:
+    """An open file; FileNotFoundError when there is none."""
+    return artifacts().open(key, "rb")
+
+
+def open_at(key: str, offset: int = 0) -> IO[bytes]:
+    """An open stream from byte `offset` on, read as it comes: nothing is copied aside first. FileNotFoundError when
+    there is no such artifact."""
+    store = artifacts()
+    if isinstance(store, FileSystemStorage):
+        body = Path(store.path(key)).open("rb")  # noqa: SIM115  (the caller closes it)
+        body.seek(offset)
+        return body
+    return _open_remote(store, key, offset)
+
+
+def _open_remote(store: Storage, key: str, offset: int) -> IO[bytes]:
+    from botocore.exceptions import ClientError
+
+    bucket: Any = store.bucket  # type: ignore[attr-defined]  # of storages.backends.s3
+    try:
+        body: IO[bytes] = bucket.Object(key).get(**({"Range": f"bytes={offset}-"} if offset else {}))["Body"]
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+            raise FileNotFoundError(key) from None
+        raise
+    return body
+
+
+def delete(key: str) -> None:
+    if key:
+        artifacts().delete(key)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as body:
+        return hashlib.file_digest(body, "sha256").hexdigest()
+
+
+def delete_under(prefix: str) -> None:
+    """Remove every artifact whose key begins with the folder `prefix`; none is fine."""
+    store = artifacts()
+    folder = prefix.strip("/")
+    if not folder or ".." in folder.split("/"):
+        raise ValueError(f"not a folder of artifacts: {prefix!r}")
+    if isinstance(store, FileSystemStorage):
+        shutil.rmtree(store.path(folder), ignore_errors=True)
+        return
+    folders, files = store.listdir(folder)
+    for name in files:
+        store.delete(f"{folder}/{name}")
+    for name in folders:
+        delete_under(f"{folder}/{name}")

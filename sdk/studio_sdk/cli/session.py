@@ -1,0 +1,185 @@
+"""`studio session`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from ..api import StudioApi
+from ..errors import SdkError
+from .logins import api, project_slug
+from .output import json_option, print_json, print_rows, project_option
+
+ENDED = {"finished", "failed", "stopped"}
+LOOK_EVERY_S = 1.0
+
+
+@click.group()
+def session() -> None:
+    """Start, watch and stop training sessions."""
+
+
+@session.command()
+@click.option("--name", default="", help="Default: the server names it.")
+@click.option("--seed-model", help="Model id; default: the project's newest model.")
+@click.option(
+    "--package", "package_id", help="Package id; default: the newest one. `none`: clients bring their own."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--round-timeout", "round_timeout_s", type=float, help="Seconds per round.")
+@click.option("--min-clients", type=click.IntRange(1))
+@click.option("--requested-clients", type=click.IntRange(1), help="Default: all that are online.")
+@click.option("--min-updates", type=click.IntRange(1))
+@click.option("--validate/--no-validate", default=True, show_default=True)
+@click.option("--settings", help="Client settings (hyper-parameters) as a JSON object.")
+@click.option("--target", help="Stop early, for example accuracy>=0.95 or loss<=0.1.")
+@click.option("--watch", is_flag=True, help="Then show its rounds until it ends.")
+@project_option
+@json_option
+def start(
+    name: str, seed_model: str | None, package_id: str | None, settings: str | None, target: str | None,
+    watch: bool, project: str | None, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Create a session and start it."""
+    wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    if name:
+        wanted["name"] = name
+    if settings is not None:
+        wanted["client_settings"] = _settings(settings)
+    if target is not None:
+        wanted["target"] = _target(target)
+    with api() as client:
+        slug = project_slug(project, client)
+        seed = seed_model or _newest(client.models(slug), "model", "studio model upload FILE")
+        if package_id != "none":
+            hint = "studio package upload FILE"
+            wanted["package"] = package_id or _newest(client.packages(slug), "package", hint)
+        row = client.create_session(slug, seed, **wanted)
+        if as_json and not watch:
+            print_json(row)
+        elif not as_json:
+            click.echo(f"Started {row['name']}: {row['id']}")
+        if watch:
+            _watch(client, slug, str(row["id"]), as_json)
+
+
+@session.command()
+@click.argument("session_id", required=False)
+@project_option
+@json_option
+def watch(session_id: str | None, project: str | None, as_json: bool) -> None:
+    """Show a session's rounds until it ends (default: the newest session). Exit code 0 only when it finished."""
+    with api() as client:
+        slug = project_slug(project, client)
+        wanted = session_id or _newest(client.sessions(slug), "session", "studio session start")
+        _watch(client, slug, wanted, as_json)
+
+
+@session.command()
+@click.argument("session_id")
+@project_option
+@json_option
+def stop(session_id: str, project: str | None, as_json: bool) -> None:
+    """Stop a session; its clients are told to stop working."""
+    with api() as client:
+        row = client.stop_session(project_slug(project, client), session_id)
+    if as_json:
+        print_json(row)
+    else:
+        click.echo(f"{row['name']}: {row['status']}")
+
+
+@session.command("list")
+@project_option
+@json_option
+def list_sessions(project: str | None, as_json: bool) -> None:
+    """List the project's sessions."""
+    with api() as client:
+        print_rows(
+            client.sessions(project_slug(project, client)),
+            ("id", "name", "status", "rounds_done", "rounds_wanted", "reason"),
+            as_json=as_json,
+            empty="No sessions yet. Start one: studio session start",
+        )
+
+
+def _newest(rows: Any, what: str, hint: str) -> str:
+    newest = max(rows, key=lambda row: str(row.get("created_at") or ""), default=None)
+    if newest is None:
+        raise SdkError(f"The project has no {what} yet: {hint}", 4)
+    return str(newest["id"])
+
+
+def _settings(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise click.UsageError('--settings must be a JSON object such as {"lr": 0.1}.')
+    return content
+
+
+def _target(text: str) -> dict[str, Any]:
+    for sign, direction in ((">=", "max"), ("<=", "min")):
+        metric, found, value = text.partition(sign)
+        if found:
+            try:
+                return {"metric": metric.strip(), "value": float(value), "direction": direction}
+            except ValueError:
+                break
+    raise click.UsageError("--target must be METRIC>=VALUE or METRIC<=VALUE.")
+
+
+def _watch(client: StudioApi, slug: str, session_id: str, as_json: bool) -> None:
+    """Print each round when it ends, and what is being waited for; raise SdkError unless the session finished."""
+    seen: set[str] = set()
+    measured: set[str] = set()
+    waiting = ""
+    while True:
+        row = client.session(slug, session_id)
+        rounds = sorted(
+            client.rounds(slug, session_id), key=lambda entry: (entry["number"], entry["attempt"])
+        )
+        for entry in rounds:
+            key = str(entry["id"])
+            lost = entry["status"] in ("failed", "stopped")
+            if key not in seen and (lost or row["status"] in ENDED or key in measured):
+                seen.add(key)
+                _print_round(entry, as_json)
+            elif key not in measured and _is_measured(client, slug, entry):
+                measured.add(key)  # this reading of its metrics may be older: shown with the next one
+        if row.get("waiting_for") and row["waiting_for"] != waiting and not as_json:
+            click.echo(f"waiting for {row['waiting_for']}", err=True)
+        waiting = row.get("waiting_for") or ""
+        if row["status"] in ENDED:
+            break
+        time.sleep(LOOK_EVERY_S)
+    if as_json:
+        print_json(row)
+    else:
+        click.echo(f"{row['name']}: {row['status']}" + (f" ({row['reason']})" if row.get("reason") else ""))
+    if row["status"] != "finished":
+        sys.exit(1)
+
+
+def _is_measured(client: StudioApi, slug: str, entry: dict[str, Any]) -> bool:
+    """Whether every client whose update counted has validated the round's model."""
+    if entry["status"] != "finished" or not entry.get("output_model"):
+        return False
+    wanted = (entry.get("assignments") or {}).get("accepted", 0)
+    return sum(1 for _ in client.model_validations(slug, str(entry["output_model"]))) >= wanted
+
+
+def _print_round(entry: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(entry)
+        return
+    accepted = (entry.get("assignments") or {}).get("accepted", 0)
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted((entry.get("metrics") or {}).items()))
+    reason = "" if entry["status"] == "finished" else f" ({entry['status']}: {entry.get('reason')})"
+    click.echo(f"round {entry['number']}: {accepted} updates  {metrics}{reason}")

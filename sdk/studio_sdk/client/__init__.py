@@ -1,0 +1,1 @@
+"""The federated client: keeps one stream to a combiner, works on what it is asked for, uploads the results."""

@@ -1,0 +1,128 @@
+"""`manage.py combiner`: one combiner. It is handed the dialects here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from federation.combiner.core import CombinerConfig, CombinerCore
+from federation.combiner.server import Listeners, build_server, listen
+from federation.dialects.native.servicer import register as native
+from foundation.errors import StudioError
+from studio.version import VERSION
+
+DIALECTS = [native]
+
+
+class Command(BaseCommand):
+    help = "Serve client streams: deliver tasks, take updates, fold them."
+    requires_system_checks = ()  # those are the web process's; a combiner starts faster without
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--name", default="combiner-1", help="the combiner's name; its spool is kept under it"
+        )
+        parser.add_argument(
+            "--host", default="127.0.0.1", help="address of the plain-text listener; empty for none"
+        )
+        parser.add_argument("--port", type=int, default=9000, help="0 picks a free one")
+        parser.add_argument("--tls-host", default="", help="address of the TLS listener (default: --host)")
+        parser.add_argument("--tls-port", type=int, default=9443)
+        parser.add_argument("--tls-cert", type=Path, help="PEM certificate chain")
+        parser.add_argument("--tls-key", type=Path, help="PEM private key")
+        parser.add_argument(
+            "--public-address", default="", help="host:port that clients reach the plain listener by"
+        )
+        parser.add_argument("--public-tls-address", default="", help="host:port that clients reach TLS by")
+        parser.add_argument("--spool", type=Path, help="folder of its own (default: in the data directory)")
+        parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
+        parser.add_argument("--insecure", action="store_true", help="allow plain text beyond loopback")
+        parser.add_argument("--json", action="store_true", help="print one JSON line once it serves")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            asyncio.run(serve(options))
+        except StudioError as error:
+            raise CommandError(error.message) from None
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return False
+
+
+def read_listeners(options: dict[str, Any]) -> Listeners:
+    tls = bool(options["tls_cert"] and options["tls_key"])
+    host = options["host"]
+    if bool(options["tls_cert"]) != bool(options["tls_key"]):
+        raise StudioError("tls_files", "TLS needs both --tls-cert and --tls-key.")
+    if host and not is_loopback(host) and not options["insecure"]:
+        if not tls:
+            raise StudioError(
+                "insecure",
+                f"Plain text on {host} would send tokens and models readable over the network. Give --tls-cert and "
+                "--tls-key, or --insecure if the network is yours.",
+            )
+        return Listeners(
+            tls_host=options["tls_host"] or host,
+            tls_port=options["tls_port"],
+            tls_cert=options["tls_cert"],
+            tls_key=options["tls_key"],
+        )
+    return Listeners(
+        host=host,
+        port=options["port"],
+        tls_host=(options["tls_host"] or host or "127.0.0.1") if tls else "",
+        tls_port=options["tls_port"],
+        tls_cert=options["tls_cert"],
+        tls_key=options["tls_key"],
+    )
+
+
+async def serve(options: dict[str, Any]) -> None:
+    folder = options["spool"] or settings.DATA_DIR / "combiners" / options["name"]
+    listeners = read_listeners(options)
+    labels = dict(label.split("=", 1) for label in options["label"] if "=" in label)
+    core = CombinerCore(Path(folder))
+    server = build_server(core, DIALECTS)
+    plain, tls = listen(server, listeners)
+    await core.start(
+        CombinerConfig(
+            name=options["name"],
+            version=VERSION,
+            address=options["public_address"] or plain,
+            tls_address=options["public_tls_address"] or tls,
+            labels=labels,
+        )
+    )
+    await server.start()
+    line = {"combiner": plain or tls, "address": plain, "tls": tls or None, "name": options["name"]}
+    sys.stdout.write(
+        (json.dumps(line) if options["json"] else f"{options['name']} serves {plain or tls}") + "\n"
+    )
+    sys.stdout.flush()
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked.set)
+    over = [asyncio.ensure_future(asked.wait()), asyncio.ensure_future(core.over.wait())]
+    await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
+    for waiter in over:
+        waiter.cancel()
+    with contextlib.suppress(TimeoutError):
+        await core.stop()
+    await server.stop(grace=1.0)
+    if core.over.is_set():
+        raise StudioError("combiner_over", core.why)
