@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 import requests
 
 from studio.supervisor import addresses
+from studio.supervisor.data_dir import DataDir
 from studio.supervisor.plan import Options
 from studio.supervisor.refusal import Refused
 from tests.services.stack import ROOT, Stack, launch, running, stack_environment, wait_for
@@ -218,15 +221,35 @@ def test_kill_9_leaves_no_orphan_and_up_starts_again_at_once(tmp_path: Path) -> 
         os.kill(stack.process.pid, signal.SIGKILL)
         killed = time.monotonic()
         # a new `up` waits for the guard to clear the place instead of meeting its predecessor's children
+        (data / "run" / "redis_url").unlink()
         again = launch(data)
         try:
             wait_for(lambda: not any(map(accepts, ports)), 4, "the orphans' end")
             assert time.monotonic() - killed < 4
-            lock = data / "run" / "up.lock"
-            wait_for(lambda: lock.read_text().strip() == str(again.process.pid), 30, "the new one's turn")
+            wait_for((data / "run" / "redis_url").exists, 60, "the new one's turn")
         finally:
             assert again.stop() == 0
     assert processes_of(data) == []
+
+
+@pytest.mark.once
+def test_a_killed_up_that_is_still_a_zombie_does_not_hold_the_place(tmp_path: Path) -> None:
+    data = DataDir(tmp_path / "data")
+    data.prepare()
+    # as after `kill -9`: the process id lives on, its own lock is free, its guard still clears the place
+    (data.run / "up.lock").write_text(f"{os.getppid()}\n")
+    guard = os.open(data.run / "children.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(guard, fcntl.LOCK_EX)
+    taken: list[int] = []
+    waiting = threading.Thread(target=lambda: taken.append(data.lock()), daemon=True)
+    waiting.start()
+    wait_for(lambda: (data.run / "up.lock").read_text() == f"{os.getpid()}\n", 5, "the new one's claim")
+    assert taken == []
+    os.close(guard)
+    waiting.join(10)
+    assert len(taken) == 1
+    with pytest.raises(Refused, match=f"already serves .* \\(process {os.getpid()}\\)"):
+        DataDir(data.path).lock()
 
 
 @pytest.mark.once

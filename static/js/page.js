@@ -58,9 +58,12 @@ async function copy(button) {
 
 function open(dialog) {
   if (!dialog) return;
+  const field = ":is(input:not([type=hidden]), select, textarea)";
+  // the page came with the dialog open, and somebody is already typing in it
+  const typing = dialog.open && dialog.contains(document.activeElement) && document.activeElement.closest(field);
   if (dialog.open) dialog.close();
   dialog.showModal();
-  const field = ":is(input:not([type=hidden]), select, textarea)";
+  if (typing) return typing.focus();
   const wrong = dialog.querySelector(`${field}[aria-invalid=true]`);
   (wrong || dialog.querySelector(`.dialog-body ${field}`))?.focus();
 }

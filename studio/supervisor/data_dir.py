@@ -9,7 +9,7 @@ from pathlib import Path
 
 from studio.supervisor.refusal import Refused
 
-# an `up` that was killed leaves its guard, which keeps the lock until the last child is gone
+# an `up` that was killed leaves its guard, which keeps `children.lock` until the last child is gone
 GUARD_LEAVES_S = 10.0
 
 
@@ -20,7 +20,7 @@ class DataDir:
         self.path = path
         self.logs = path / "logs"
         self.run = path / "run"
-        self._lock_fd = -1
+        self._held: tuple[int, ...] = ()
 
     def prepare(self) -> None:
         """Make the folders.
@@ -38,33 +38,43 @@ class DataDir:
             ) from error
 
     def lock(self) -> int:
-        """Take the directory for this process; returns the descriptor that holds the lock.
+        """Take the directory for this process; returns the descriptor that its guard is to keep open.
+
+        Two locks, because a process id is no proof of life (a killed `up` may stay a zombie until its parent looks):
+        the kernel frees `up.lock` the moment an `up` dies, `children.lock` only when its guard has cleared the place.
 
         Raises:
             Refused: another `up` serves it.
         """
+        own = self._open("up.lock")
+        if not _locked(own):
+            holder = os.pread(own, 32, 0).decode(errors="replace").strip()
+            os.close(own)
+            raise Refused(
+                f"Studio already serves {self.path} (process {holder or 'unknown'}). Stop it first, or "
+                "name another data directory with --data."
+            )
+        os.ftruncate(own, 0)
+        os.pwrite(own, f"{os.getpid()}\n".encode(), 0)
+        children = self._open("children.lock")
+        deadline = time.monotonic() + GUARD_LEAVES_S
+        while not _locked(children):
+            if time.monotonic() > deadline:
+                os.close(children)
+                os.close(own)
+                raise Refused(
+                    f"Processes of a Studio that was killed still use {self.path}. Stop them first, or name another "
+                    "data directory with --data."
+                )
+            time.sleep(0.05)
+        self._held = (own, children)
+        return children
+
+    def _open(self, name: str) -> int:
         try:
-            fd = os.open(self.run / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return os.open(self.run / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise Refused(f"The data directory {self.path} cannot be written: {error.strerror}.") from error
-        deadline = time.monotonic() + GUARD_LEAVES_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-                if _runs(holder) or time.monotonic() > deadline:
-                    os.close(fd)
-                    raise Refused(
-                        f"Studio already serves {self.path} (process {holder or 'unknown'}). Stop it first, or "
-                        "name another data directory with --data."
-                    ) from None
-                time.sleep(0.05)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        self._lock_fd = fd
-        return fd
 
     def write_private(self, name: str, text: str) -> Path:
         """A file under run/ that only its owner can read, replaced in one step."""
@@ -82,13 +92,9 @@ class DataDir:
             (self.run / name).unlink(missing_ok=True)
 
 
-def _runs(pid: str) -> bool:
-    if not pid.isdigit():
-        return False
+def _locked(fd: int) -> bool:
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except PermissionError:
-        return True
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from federation.sessions.models import Session
 from projects.models import User
@@ -102,6 +102,23 @@ def test_a_refused_form_leads_to_the_field_that_is_wrong(world: World, owner: Us
     expect(page.get_by_text("client_settings is not valid JSON")).to_be_visible()
     expect(page.get_by_label("Client settings")).to_be_focused()
     expect(page.get_by_label("Client settings")).to_have_value("{lr: 0.1}")
+
+
+def test_who_types_before_the_script_is_there_keeps_the_field(
+    world: World, owner: User, enter: Enter
+) -> None:
+    page = enter(owner)
+    held: list[Route] = []
+    page.route("**/js/page*.js", lambda route: held.append(route))
+    with page.expect_request("**/js/page*.js"):
+        page.goto(f"/projects/{world.project.slug}/sessions/new/start/", wait_until="commit")
+    settings = page.get_by_label("Client settings")
+    settings.fill("{lr")
+    assert page.locator("dialog:modal").count() == 0
+    held[0].continue_()
+    expect(page.locator("dialog:modal")).to_be_visible()
+    expect(settings).to_be_focused()
+    expect(settings).to_have_value("{lr")
 
 
 def test_a_word_to_the_reader_shows_above_an_open_dialog(world: World, owner: User, enter: Enter) -> None:
