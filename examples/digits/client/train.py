@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from model import gradients, measure
 from studio_sdk import load_parameters, load_settings, log_metric, save_metadata, save_parameters
 
 from data import local_split
+from model import gradients, measure
 
 
 def main(model_in: str, model_out: str) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from model import measure
 from studio_sdk import load_parameters, save_metrics
 
 from data import local_split
+from model import measure
 
 
 def main(model_in: str, result_json: str) -> None:
