@@ -78,3 +78,17 @@ class Client(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Registration(models.Model):
+    """A device that registered itself over authenticated HTTP, and the token it did so with. A call that can carry no
+    token (a published client on a plain channel) is believed by this row, as long as that token is alive."""
+
+    client = models.OneToOneField(Client, models.CASCADE, primary_key=True, related_name="registration")
+    token = models.ForeignKey("tokens.Token", models.CASCADE, related_name="registrations")
+    dialect = models.CharField(max_length=20)
+    version = models.CharField(max_length=40, blank=True)
+    registered_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.client} by {self.token}"

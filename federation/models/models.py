@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.conf import settings
 from django.db import models
 
-from federation.models.choices import ModelKind
+from federation.models.choices import ModelKind, PackageForm
 from foundation.ids import uuid7
 from projects.scoping import ScopedQuerySet
 
@@ -20,6 +20,12 @@ class ComputePackage(models.Model):
     sha256 = models.CharField(max_length=64)
     size_bytes = models.BigIntegerField()
     project_file = models.CharField(max_length=40)
+    form = models.CharField(
+        max_length=10, choices=PackageForm.choices, default=PackageForm.COMMAND, help_text="how it is started"
+    )
+    helper = models.CharField(
+        max_length=40, blank=True, help_text="how FEDn's and Scaleout's clients are to read model files"
+    )
     entry_points = models.JSONField(default=dict)
     python_env = models.JSONField(null=True, blank=True)
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
@@ -33,6 +39,19 @@ class ComputePackage(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class ProjectDefaults(models.Model):
+    """What a project's sessions start from when their request names nothing: FEDn's active package and model."""
+
+    project = models.OneToOneField(
+        "projects.Project", models.CASCADE, primary_key=True, related_name="model_defaults"
+    )
+    helper = models.CharField(max_length=40, blank=True)
+    package = models.ForeignKey(ComputePackage, models.SET_NULL, null=True, blank=True, related_name="+")
+    model = models.ForeignKey("Model", models.SET_NULL, null=True, blank=True, related_name="+")
+
+    objects = ScopedQuerySet.as_manager()
 
 
 class Model(models.Model):
