@@ -21,6 +21,7 @@ from federation.events.services import publish
 from foundation.plain_json import plain
 
 LEASE_S = 15.0
+MAX_ATTRIBUTES = 100
 _CLIENTS_A_STATEMENT = 5000
 
 
@@ -136,6 +137,17 @@ def disconnected(*, client_id: uuid.UUID, combiner_id: uuid.UUID, epoch: int, co
 def set_attributes(*, client_id: uuid.UUID, attributes: Mapping[str, Any]) -> bool:
     """What a connected client says of itself, such as its region; False when it is gone."""
     return Client.objects.filter(pk=client_id).update(attributes=plain(attributes)) == 1
+
+
+def merge_attributes(*, client_id: uuid.UUID, attributes: Mapping[str, Any]) -> bool:
+    """As `set_attributes`, one by one: what is not named keeps its value. At most 100 are kept."""
+    with transaction.atomic():
+        row = Client.objects.select_for_update(of=("self",), no_key=True).filter(pk=client_id).first()
+        if row is None:
+            return False
+        row.attributes = dict(list((row.attributes | plain(attributes)).items())[-MAX_ATTRIBUTES:])
+        row.save(update_fields=["attributes"])
+    return True
 
 
 def touch_clients(client_ids: Collection[uuid.UUID]) -> None:

@@ -12,6 +12,7 @@ from clients_app.models import Client
 from federation.events.services import publish
 from foundation.errors import StudioError, forbidden, invalid, not_found
 from foundation.hints import wake_combiners, wake_session
+from foundation.plain_json import plain_text
 from projects import audit
 from projects.actors import Actor
 from projects.choices import Action
@@ -22,6 +23,8 @@ from projects.tokens.models import Token
 from projects.tokens.services import create_token, revoke_token
 
 MAX_NAME_CHARS = 120
+MAX_ATTRIBUTES = 1000
+MAX_ATTRIBUTE_CHARS = 10_000
 _SPACES = re.compile(r"\s+")
 
 
@@ -31,7 +34,7 @@ def register_client(
     """A new client, its config and its token, which is shown this once. `base_url` is where Studio was reached,
     used unless `STUDIO_PUBLIC_URL` is set. Raises StudioError 400, `name_taken` (409), 403, 404."""
     project = reach(Project.objects.all(), actor, Action.RUN, "project", pk=project.pk)
-    client = Client(project=project, name=_checked_name(name), created_by=actor.user)
+    client = Client(project=project, name=checked_name(name), created_by=actor.user)
     with transaction.atomic():
         _save(client)
         _token, secret = create_token(
@@ -60,7 +63,7 @@ def enrol_client(*, token: Token, name: str, base_url: str = "") -> tuple[Client
 def rename_client(*, actor: Actor, client: Client, name: str) -> Client:
     """Raises StudioError 400, `name_taken` (409), 403, 404."""
     row: Client = reach(Client.objects.all(), actor, Action.RUN, "client", pk=client.pk)
-    before, row.name = row.name, _checked_name(name)
+    before, row.name = row.name, checked_name(name)
     if before != row.name:
         with transaction.atomic():
             _save(row, ["name"])
@@ -100,6 +103,24 @@ def new_config(*, actor: Actor, client: Client, base_url: str = "") -> tuple[Cli
     return row, config_for(row, token=secret, base_url=base_url), secret
 
 
+def set_attribute(*, actor: Actor, client: Client, key: str, value: str) -> Client:
+    """Say one thing of a client, such as its region; what it says of itself later replaces it. Raises StudioError 400,
+    403, 404."""
+    key, value = plain_text(key).strip(), plain_text(value)
+    if not 1 <= len(key) <= MAX_NAME_CHARS or len(value) > MAX_ATTRIBUTE_CHARS:
+        raise invalid("key", f"An attribute has a key of 1 to {MAX_NAME_CHARS} characters and a short value.")
+    reach(Client.objects.all(), actor, Action.RUN, "client", pk=client.pk)
+    with transaction.atomic():
+        row = Client.objects.select_for_update().get(pk=client.pk)
+        said = row.attributes if isinstance(row.attributes, dict) else {}
+        if key not in said and len(said) >= MAX_ATTRIBUTES:
+            raise invalid("key", f"A client has at most {MAX_ATTRIBUTES} attributes.")
+        row.attributes = {**said, key: value}
+        row.save(update_fields=["attributes"])
+        audit.record(actor, "client.attribute", project_id=row.project_id, target=str(row.pk), key=key)
+    return row
+
+
 def delete_client(*, actor: Actor, client: Client) -> None:
     """The client, its tokens and what it still owes go; its streams close. Models and metrics stay."""
     row: Client = reach(Client.objects.all(), actor, Action.RUN, "client", pk=client.pk)
@@ -128,7 +149,7 @@ def _living_tokens(client: Client) -> Iterable[Token]:
     return Token.objects.filter(client_id=client.pk, kind=TokenKind.CLIENT, revoked_at=None)
 
 
-def _checked_name(name: object) -> str:
+def checked_name(name: object) -> str:
     text = _SPACES.sub(" ", name).strip() if isinstance(name, str) else ""
     if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
         raise invalid("name", f"A client's name has 1 to {MAX_NAME_CHARS} printable characters.")

@@ -11,6 +11,7 @@ from typing import Any
 
 from django.conf import settings
 
+from federation.dialects.controller.slashes import collapsed
 from foundation.errors import StudioError
 
 Scope = dict[str, Any]
@@ -20,13 +21,14 @@ App = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
 _FORM_SLACK_BYTES = 1 << 20  # the other fields of a form, and its boundaries
 _DRAIN_S = 10.0
-_PACKAGES = re.compile(r"/api/v1/projects/[^/]+/packages/?")
-_MODELS = re.compile(r"/api/v1/projects/[^/]+/models/?")
+_PACKAGES = re.compile(r"/api/v1/projects/[^/]+/packages/?|(/[^/]+-fedn-reducer)?/api/v1/packages/?")
+_MODELS = re.compile(r"/api/v1/projects/[^/]+/models/?|(/[^/]+-fedn-reducer)?/api/v1/models/?")
 _PAGES = re.compile(r"/projects/[^/]+/.+")
 
 
 def limit_of(path: str) -> int:
     """The most bytes that a request to `path` may send."""
+    path = collapsed(path)
     if _PACKAGES.fullmatch(path):
         return int(settings.MAX_PACKAGE_BYTES) + _FORM_SLACK_BYTES
     if _MODELS.fullmatch(path):

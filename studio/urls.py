@@ -7,6 +7,7 @@ from django.contrib import admin
 from django.urls import include, path, re_path
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
+from federation.dialects.controller import urls as controller
 from studio.health import healthz, readyz
 from studio.problems import UnknownAddress
 
@@ -30,6 +31,8 @@ urlpatterns = [
     path("api/schema/", SpectacularAPIView.as_view(), name="api-schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="api-schema"), name="api-docs"),
     path("api/v1/", include("studio.api_urls")),
+    *controller.urlpatterns,
+    *controller.by_project,
     re_path(r"^api/", UnknownAddress.as_view(), name="api-unknown"),
     *(path("", include(room)) for room in PAGES),
 ]

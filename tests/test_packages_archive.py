@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from federation.models import archive
+from federation.models.choices import PackageForm
 from federation.models.project_file import PackageContents, read_package
 from foundation.errors import StudioError
 from tests.archives import STUDIO_YAML, tar_bytes
@@ -186,8 +187,8 @@ PROJECT_FILES = [
     ("aliases", "a: &a [1]\nb: *a\n" + TRAIN, "aliases"),
     ("deep nesting", "[" * 5000, "not valid YAML"),
     ("too large", "#" * (65 << 10), "at most 65536"),
-    ("importer, a file", "entry_points: {startup: startup.py, train: train.py}", "importer form"),
-    ("importer, a module", "entry_points: {train: {module: train}}", "Scaleout's own client runs that"),
+    ("importer, a file", "entry_points: {startup: startup.py}", "in a scaleout.yaml"),
+    ("importer, a module", "entry_points: {train: {module: train}}", "in a scaleout.yaml"),
     ("missing env", "python_env: env.yaml\n" + TRAIN, "not in the archive"),
     ("climbing env", "python_env: ../env.yaml\n" + TRAIN, "outside the package"),
     ("env no name", "python_env: [a]\n" + TRAIN, "name of a file"),
@@ -201,6 +202,48 @@ def test_a_project_file_that_cannot_be_run_is_refused_with_a_sentence(
     text: str, says: str, sentence: Callable[[bytes], str]
 ) -> None:
     assert says in sentence(tar_bytes({"studio.yaml": text.encode()}))
+
+
+IMPORTER_FILES = [
+    ("no such file", "entry_points: {startup: start.py}", "which is not in the archive"),
+    ("a folder below", "entry_points: {startup: code/startup.py}", "a Python file beside it"),
+    ("a folder above", "entry_points: {startup: ../startup.py}", "a Python file beside it"),
+    ("absolute", "entry_points: {startup: /etc/startup.py}", "a Python file beside it"),
+    ("no Python", "entry_points: {startup: startup.sh}", "a Python file beside it"),
+    ("a mixture", "entry_points: {startup: startup.py, train: {command: x}}", "mixes files and commands"),
+    ("no startup", "entry_points: {build: startup.py}", "no startup entry point"),
+    ("no name", "entry_points: {startup: startup.py, '../x': startup.py}", "is no name"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [row[1:] for row in IMPORTER_FILES], ids=[row[0] for row in IMPORTER_FILES]
+)
+def test_an_importer_package_that_scaleouts_client_could_not_start_is_refused(
+    text: str, says: str, sentence: Callable[[bytes], str]
+) -> None:
+    files = {"client/scaleout.yaml": text.encode(), "client/startup.py": b"", "startup.sh": b"", "start.py": b""}
+    assert says in sentence(tar_bytes(files))
+
+
+@pytest.mark.parametrize("folder", ["", "client/"])
+def test_scaleouts_importer_form_names_files_of_the_package(
+    folder: str, read: Callable[[bytes], PackageContents]
+) -> None:
+    files = {
+        f"{folder}scaleout.yaml": b"entry_points: {startup: startup.py, build: build.py}",
+        f"{folder}startup.py": b"",
+        f"{folder}build.py": b"",
+    }
+    contents = read(tar_bytes(files))
+    assert contents.form == PackageForm.IMPORTER
+    assert contents.entry_points == {"startup": "startup.py", "build": "build.py"}
+
+
+def test_a_scaleout_yaml_with_commands_is_a_command_package(
+    read: Callable[[bytes], PackageContents],
+) -> None:
+    assert read(tar_bytes({"scaleout.yaml": STUDIO_YAML})).form == PackageForm.COMMAND
 
 
 def test_an_alias_bomb_is_refused_at_once(sentence: Callable[[bytes], str]) -> None:

@@ -10,7 +10,7 @@ lets several combiners share a round: each writes a partial in float64, `combine
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -102,7 +102,7 @@ class WeightedSum:
                 for start in range(run.start, run.start + run.count, BLOCK_ELEMENTS):
                     sums = self._sums[start : min(start + BLOCK_ELEMENTS, run.start + run.count)]
                     block = np.divide(sums, self.weight, out=mean[: sums.size])
-                    _write_block(sink, narrower, block, run.dtype, self._flat, start)
+                    write_block(sink, narrower, block, run.dtype, self._flat, start)
             return sink.sha256
 
     def _runs_of(self, path: StrPath) -> list[Run]:
@@ -131,6 +131,23 @@ def combine_partials(
     rounding of float64 before the rounding to the model's dtype. Memory: a few blocks. Raises StudioError
     `no_updates`, `bad_weight`, `layout_mismatch`, `invalid_model`, `sum_not_finite`.
     """
+    flat, narrower = Flat(layout), Narrower()
+    with new_file(out_path, fsync=fsync) as file:
+        sink = ModelSink(file)
+        sink.write(canonical_header(layout))
+        for dtype, start, block in mean_blocks(partials, layout):
+            write_block(sink, narrower, block, dtype, flat, start)
+        return sink.sha256
+
+
+def mean_blocks(
+    partials: Sequence[tuple[StrPath, float]], layout: Layout
+) -> Iterator[tuple[str, int, Float64s]]:
+    """(dtype in the model, first element, values) of the weighted mean of partials, every element once and in the
+    order of the model's canonical file. The values are valid until the next block, and may be overwritten.
+
+    Raises as `combine_partials` does.
+    """
     if not partials:
         raise StudioError("no_updates", "There is no partial to combine.")
     for _, weight in partials:
@@ -139,16 +156,13 @@ def combine_partials(
     check_weight(total)
     wide = layout.as_float64()
     places = [_read_expecting(path, wide) for path, _ in partials]
-    flat, reader, narrower = Flat(layout), BlockReader(), Narrower()
-    sums = np.empty(BLOCK_ELEMENTS, dtype=np.float64)
+    reader, sums = BlockReader(), np.empty(BLOCK_ELEMENTS, dtype=np.float64)
     with ExitStack() as stack:
         files: list[tuple[IO[bytes], float]] = [
             (stack.enter_context(Path(path).open("rb", buffering=0)), weight / total)
             for path, weight in partials
         ]
-        sink = ModelSink(stack.enter_context(new_file(out_path, fsync=fsync)))
-        sink.write(canonical_header(layout))
-        for dtype, start, count, begins in _stretches(flat, places):
+        for dtype, start, count, begins in _stretches(Flat(layout), places):
             for at in range(0, count, BLOCK_ELEMENTS):
                 block = sums[: min(BLOCK_ELEMENTS, count - at)]
                 block.fill(0.0)
@@ -158,8 +172,7 @@ def combine_partials(
                         part = reader.read(file, "F64", block.size)
                         np.multiply(part, share, out=part)
                         np.add(block, part, out=block)
-                _write_block(sink, narrower, block, dtype, flat, start + at)
-        return sink.sha256
+                yield dtype, start + at, block
 
 
 def check_weight(weight: float) -> None:
@@ -170,9 +183,10 @@ def check_weight(weight: float) -> None:
         )
 
 
-def _write_block(
+def write_block(
     sink: ModelSink, narrower: Narrower, block: Float64s, dtype: str, flat: Flat, start: int
 ) -> None:
+    """Write values (overwritten) of the model from element `start` on as `dtype`; raises `sum_not_finite`."""
     # A mean of finite float16 (bfloat16, float32) cannot leave their range, a float64 sum or a foreign
     # partial can: look before the cast, where integers would hide it, and after, where a narrow float may
     # overflow.

@@ -1,5 +1,5 @@
-"""Models at the edge and inside: `.npz` and `.safetensors` in, canonical safetensors within, `.npz` out on
-request.
+"""Models at the edge and inside: `.npz`, `.safetensors` and raw floats in, canonical safetensors within, `.npz`
+and raw floats out on request.
 
 Nothing here holds a model in memory: files pass in blocks. Every function takes paths and raises
 `foundation.errors.StudioError` with a sentence fit for the person who sent the file.
@@ -21,8 +21,9 @@ import numpy as np
 from foundation.errors import StudioError
 
 from .blocks import BLOCK_ELEMENTS, Array, BlockReader, FiniteNorm, Narrower
-from .layout import DTYPES, FLOATS, Layout, TensorSpec, invalid_model, shown
+from .layout import DTYPES, FLOATS, Layout, TensorSpec, invalid_model, not_finite, shown
 from .npz_file import Member, layout_of, open_npz, read_npz_header, write_npy_header
+from .raw_file import raw_to_canonical, to_raw
 from .safetensors_file import (
     Flat,
     StrPath,
@@ -38,11 +39,13 @@ __all__ = [
     "check_update",
     "detect_format",
     "load_arrays",
+    "raw_to_canonical",
     "read_npz_header",
     "read_safetensors_header",
     "save_arrays",
     "to_canonical",
     "to_npz",
+    "to_raw",
 ]
 
 MAX_NUM_EXAMPLES = 1e12
@@ -91,17 +94,23 @@ def to_canonical(
     """Rewrite an `.npz` or `.safetensors` file as canonical safetensors and return its layout.
 
     The same tensors make the same bytes, whatever the source's format, compression, byte order or memory
-    order. `max_bytes` caps the tensors. With `expected`, F32 tensors become BF16 where the model holds BF16:
-    npz has no bfloat16, so clients that train on npz send it back as float32. Nothing else is converted.
+    order. `max_bytes` caps the tensors.
 
-    Raises StudioError `invalid_model`; `not_finite` for NaN or infinity when `require_finite`. On any error
-    `dst_path` is left as it was.
+    `expected` is the layout of the model that the file answers. Float tensors then take the width the model
+    holds (numpy's default is float64, and npz has no bfloat16); integers and booleans are never converted. An
+    npz of as many arrays named 0, 1, ... n-1 gives the model's tensors in layout order, unless those are the
+    model's own names.
+
+    Raises StudioError `invalid_model`; `not_finite` for NaN or infinity, also when they come of narrowing,
+    when `require_finite`. On any error `dst_path` is left as it was.
     """
     with ExitStack() as stack:
         source: _Source
+        numbered = False
         if detect_format(src_path) == "npz":
             archive, members = stack.enter_context(open_npz(src_path, max_bytes=max_bytes))
             source = _NpzSource(archive, members)
+            numbered = expected is not None and _by_position(source.layout, expected)
         else:
             layout, data_start, offsets = read_safetensors_header(src_path, max_bytes=max_bytes)
             source = _SafetensorsSource(
@@ -109,32 +118,40 @@ def to_canonical(
                 stack.enter_context(Path(src_path).open("rb", buffering=0)),
                 {name: data_start + begin for name, (begin, _) in offsets.items()},
             )
-        narrowed = _narrowed(source.layout, expected)
+        fitted = _fitted(source.layout, expected, numbered) if expected is not None else source.layout
+        givens = {spec.name: given for spec, given in zip(fitted.tensors, source.layout.tensors, strict=True)}
         norm, narrower = FiniteNorm(), Narrower()
         with new_file(dst_path, fsync=fsync) as file:
-            file.write(canonical_header(narrowed))
-            for spec in storage_order(narrowed):
-                given = source.layout.by_name[spec.name]
+            file.write(canonical_header(fitted))
+            for spec in storage_order(fitted):
+                given = givens[spec.name]
                 for block in source.blocks(given):
-                    _check_block(block, given, norm, require_finite)
+                    _check_block(block, spec, norm, require_finite)
                     if spec.dtype != given.dtype:
                         block = narrower.cast(block.astype(np.float64), spec.dtype)
+                        if require_finite and not narrower.finite(block):
+                            raise not_finite(spec.name, f"a number too large for {spec.dtype}")
                     file.write(block.view(np.uint8).data)
-    return narrowed
+    return fitted
 
 
-def _narrowed(given: Layout, expected: Layout | None) -> Layout:
-    if expected is None:
-        return given
-    wanted = expected.by_name
-    return Layout(
-        tuple(
-            TensorSpec(spec.name, "BF16", spec.shape)
-            if spec.dtype == "F32" and spec.name in wanted and wanted[spec.name].dtype == "BF16"
-            else spec
-            for spec in given.tensors
-        )
-    )
+def _by_position(given: Layout, expected: Layout) -> bool:
+    """Whether the names are only the places 0 ... n-1 of the model's tensors, as FEDn's helper writes them."""
+    places = [str(place) for place in range(len(expected.tensors))]
+    # Numbers stand in numeric order in a layout.
+    return [spec.name for spec in given.tensors] == places and set(expected.by_name) != set(places)
+
+
+def _fitted(given: Layout, expected: Layout, numbered: bool) -> Layout:
+    """The layout to write: the given one, tensor by tensor, with the model's names and float widths."""
+    names = [spec.name for spec in (expected if numbered else given).tensors]
+    fitted = []
+    for name, spec in zip(names, given.tensors, strict=True):
+        wanted = expected.by_name.get(name)
+        # A tensor of another shape is refused later: widening it would only make a large refusal larger.
+        fits = wanted is not None and wanted.shape == spec.shape and {wanted.dtype, spec.dtype} <= FLOATS
+        fitted.append(TensorSpec(name, wanted.dtype if wanted and fits else spec.dtype, spec.shape))
+    return Layout(tuple(fitted))
 
 
 def _check_block(block: Array, spec: TensorSpec, norm: FiniteNorm, require_finite: bool) -> None:
@@ -142,13 +159,7 @@ def _check_block(block: Array, spec: TensorSpec, norm: FiniteNorm, require_finit
         if block.max() > 1:
             raise invalid_model(f"Tensor {shown(spec.name)} is BOOL but holds bytes other than 0 and 1.")
     elif require_finite and spec.dtype in FLOATS and not norm.add(block):
-        raise _not_finite(spec.name)
-
-
-def _not_finite(name: str) -> StudioError:
-    return StudioError(
-        "not_finite", f"Tensor {shown(name)} holds NaN or infinity; every number must be finite.", tensor=name
-    )
+        raise not_finite(spec.name)
 
 
 class _SafetensorsSource:
@@ -207,19 +218,22 @@ def _from_fortran(blocks: Iterator[Array], spec: TensorSpec) -> Iterator[Array]:
         yield rows[at : at + BLOCK_ELEMENTS]
 
 
-def to_npz(src_safetensors_path: StrPath, dst_path: StrPath, *, compressed: bool = False) -> None:
-    """Write a safetensors model as `.npz`: keys are the tensor names in layout order, the same bytes each
-    time.
+def to_npz(
+    src_safetensors_path: StrPath, dst_path: StrPath, *, compressed: bool = False, positional: bool = False
+) -> None:
+    """Write a safetensors model as `.npz`, the same bytes each time: keys are the tensor names in layout order,
+    or with `positional` their places "0", "1", ... as FEDn's clients read them.
 
     bfloat16 becomes float32 (exactly: npz has no bfloat16; `to_canonical(expected=...)` turns it back).
     Compression saves a few percent of float weights and is some fifty times slower.
-    Raises StudioError `invalid_model` for a name with a slash, which npz could not give back.
+    Raises StudioError `invalid_model` for a name (as key) with a slash, which npz could not give back.
     """
     layout, data_start, offsets = read_safetensors_header(
         src_safetensors_path, max_bytes=Path(src_safetensors_path).stat().st_size
     )
-    for spec in layout.tensors:
-        if "/" in spec.name or "\\" in spec.name:
+    keys = [str(place) if positional else spec.name for place, spec in enumerate(layout.tensors)]
+    for key, spec in zip(keys, layout.tensors, strict=True):
+        if "/" in key or "\\" in key:
             raise invalid_model(
                 f"Tensor {shown(spec.name)} has a slash in its name, which npz cannot carry; "
                 "take .safetensors instead."
@@ -230,8 +244,8 @@ def to_npz(src_safetensors_path: StrPath, dst_path: StrPath, *, compressed: bool
         new_file(dst_path) as file,
         zipfile.ZipFile(file, "w", allowZip64=True) as archive,
     ):
-        for spec in layout.tensors:
-            entry = zipfile.ZipInfo(f"{spec.name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+        for key, spec in zip(keys, layout.tensors, strict=True):
+            entry = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
             entry.external_attr = 0o600 << 16
             dtype = DTYPES["F32" if spec.dtype == "BF16" else spec.dtype]
@@ -321,7 +335,7 @@ def check_update(path: StrPath, expected: Layout, *, max_bytes: int) -> UpdateCh
                             f"Tensor {shown(name)} is BOOL but holds bytes other than 0 and 1."
                         )
                 elif not norm.add(block):
-                    raise _not_finite(flat.name_at(run.start + at + int(np.argmin(np.isfinite(block)))))
+                    raise not_finite(flat.name_at(run.start + at + int(np.argmin(np.isfinite(block)))))
     if norm.norm == float("inf"):
         raise StudioError("not_finite", "The update's numbers are so large that their norm is infinite.")
     return UpdateCheck(norm.norm)

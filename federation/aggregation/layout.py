@@ -43,6 +43,13 @@ def invalid_model(message: str, **data: Any) -> StudioError:
     return StudioError("invalid_model", message, **data)
 
 
+def not_finite(name: str, what: str = "NaN or infinity") -> StudioError:
+    """The refusal of numbers that no mean could be taken of."""
+    return StudioError(
+        "not_finite", f"Tensor {shown(name)} holds {what}; every number must be finite.", tensor=name
+    )
+
+
 def shown(name: str) -> str:
     """A tensor's name as a sentence may carry it: quoted, control characters escaped, cut at 80
     characters."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from dataclasses import dataclass, field
 
@@ -52,6 +53,12 @@ class Connection:
     answered: set[uuid.UUID] = field(default_factory=set)
     outbox: asyncio.Queue[Delivery] = field(default_factory=asyncio.Queue)
     can_validate: bool = True
+    silence_s: float | None = None  # a client that polls is gone when not heard from for so long
+    heard_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def silent(self) -> bool:
+        return self.silence_s is not None and time.monotonic() - self.heard_at > self.silence_s
 
     def send(self, delivery: Delivery) -> None:
         self.outbox.put_nowait(delivery)

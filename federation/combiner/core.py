@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from clients_app import presence
+from clients_app import presence, registration
 from federation.combiner.connection import Identity
-from federation.combiner.downloads import Downloads
+from federation.combiner.downloads import Downloads, Form
 from federation.combiner.hub import Hub
 from federation.combiner.intake import Intake
 from federation.combiner.shares import Shares
 from federation.combiner.spool import Spool
+from federation.combiner.staging import Staging
 from federation.combiner.threads import in_rows
 from federation.sessions import assignments
+from federation.sessions.assignments import WorkGrant
 from foundation.errors import StudioError
 from foundation.throttles import TOKEN_FAILURES
+from projects.tokens import tickets
 from projects.tokens.choices import TokenKind
 from projects.tokens.verify import verify
 
@@ -30,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 RENEW_S = 5.0
 TOKEN_TRUST_S = 2.0  # how long a verified token is believed without a query
+Proof = tuple[str | None, uuid.UUID | None]  # a token and who it is said to be; no token: a plain channel
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ class CombinerCore:
     def __init__(self, folder: Path) -> None:
         self.spool = Spool(folder / "spool")
         self.downloads = Downloads(folder / "models")
+        self.staging = Staging(folder / "staged")
         self._tasks: list[asyncio.Task[None]] = []
-        self._trusted: dict[str, tuple[float, Identity]] = {}
+        self._trusted: dict[Proof, tuple[float, Identity]] = {}
         self.over = asyncio.Event()
         self.why = ""
 
@@ -86,6 +91,7 @@ class CombinerCore:
             self.intake.accept_forever(),
             self.shares.close_forever(),
             self.shares.sweep_forever(),
+            self.staging.sweep_forever(),
         ):
             self._tasks.append(asyncio.create_task(self._kept_alive(work)))
         log.info("combiner.started", name=config.name, epoch=epoch)
@@ -132,44 +138,96 @@ class CombinerCore:
                 await in_rows(presence.end_lease, combiner_id=self.lease.combiner_id, epoch=self.lease.epoch)
         self.spool.close()
 
-    async def identify(self, secret: str, address: str) -> Identity:
-        """The client behind a token. Raises StudioError 401; 429 once too many failed from that IP address."""
-        known = self._trusted.get(secret)
+    async def identify(self, secret: str, address: str, client_id: uuid.UUID | None = None) -> Identity:
+        """The client behind a token; `client_id` is who the call says it is, needed with a token that is good for
+        several. Raises StudioError 401; 429 once too many failed from that IP address."""
+        if tickets.is_ticket(secret) and (secret, client_id) in self._trusted:
+            tickets.read(secret)  # its hour may be over while its row lives on; costs no query
+        return await self._believed((secret, client_id), _identify, secret, address, client_id)
+
+    async def identify_registered(self, client_id: uuid.UUID, address: str) -> Identity:
+        """A client on a plain channel that can carry no token, believed by its registration; else as `identify`."""
+        return await self._believed((None, client_id), _identify_registered, client_id, address)
+
+    async def _believed(self, proof: Proof, look: Callable[..., Identity], *args: Any) -> Identity:
+        """A proof is good for two seconds, and as long as the client is attached: the hub's net sees dead tokens."""
+        known = self._trusted.get(proof)
         now = time.monotonic()
-        if known is not None and now - known[0] < TOKEN_TRUST_S:
+        if known is not None and self._still_good(known, now):
             return known[1]
-        self._trusted = {key: entry for key, entry in self._trusted.items() if now - entry[0] < TOKEN_TRUST_S}
-        identity = await in_rows(_identify, secret, address)
-        self._trusted[secret] = (now, identity)
+        self._trusted = {key: entry for key, entry in self._trusted.items() if self._still_good(entry, now)}
+        identity = await in_rows(look, *args)
+        self._trusted[proof] = (now, identity)
         return identity
+
+    def _still_good(self, known: tuple[float, Identity], now: float) -> bool:
+        at, identity = known
+        if now - at < TOKEN_TRUST_S:
+            return True
+        connection = self.hub.connections.get(identity.client_id)
+        return connection is not None and connection.identity.token_id == identity.token_id
 
     def _distrust(self, token_ids: set[uuid.UUID]) -> None:
         self._trusted = {
-            secret: known for secret, known in self._trusted.items() if known[1].token_id not in token_ids
+            proof: known for proof, known in self._trusted.items() if known[1].token_id not in token_ids
         }
 
     async def grant_download(
-        self, who: Identity, assignment_id: uuid.UUID, model_id: uuid.UUID
-    ) -> tuple[int, Any]:
-        """An open file of the model that one of the client's own assignments names."""
+        self, who: Identity, assignment_id: uuid.UUID, model_id: uuid.UUID, form: Form | None = None
+    ) -> tuple[int, WorkGrant]:
+        """An open file of the model that one of the client's own assignments names, in that form; the caller closes
+        it. Raises StudioError 404, 503."""
         grant = await in_rows(assignments.work_grant, who.client_id, assignment_id)
         if grant is None or grant.model_id != model_id:
             raise StudioError("not_found", "No assignment of this client names that model.", 404)
-        return await self.downloads.open(grant), grant
+        return await self.downloads.open(grant, form), grant
+
+    async def grant_model(
+        self, who: Identity, model_id: uuid.UUID, form: Form | None = None
+    ) -> tuple[int, WorkGrant]:
+        """As `grant_download`, for a client that says only the model: one of its live assignments must name it."""
+        grant = await in_rows(assignments.model_grant, who.client_id, model_id)
+        if grant is None:
+            raise StudioError("not_found", "No open assignment of this client names that model.", 404)
+        return await self.downloads.open(grant, form), grant
 
 
-def _identify(secret: str, address: str) -> Identity:
+def _counted(address: str, look: Callable[[], Identity]) -> Identity:
     try:
-        return _client_of(secret)
+        return look()
     except StudioError:
         TOKEN_FAILURES.count(address)
         raise
 
 
-def _client_of(secret: str) -> Identity:
+def _identify(secret: str, address: str, client_id: uuid.UUID | None) -> Identity:
+    return _counted(address, lambda: _client_of(secret, client_id))
+
+
+def _identify_registered(client_id: uuid.UUID, address: str) -> Identity:
+    return _counted(address, lambda: _registered(client_id))
+
+
+def _client_of(secret: str, client_id: uuid.UUID | None) -> Identity:
     token = verify(secret)
-    if token.kind != TokenKind.CLIENT or token.client is None or token.project_id is None:
+    if token.kind == TokenKind.CLIENT and token.client is not None and token.project_id is not None:
+        if client_id not in (None, token.client.pk):
+            raise StudioError("wrong_token", "This token belongs to another client.", 401)
+        return Identity(token.client.pk, token.project_id, token.pk, token.client.name)
+    found = registration.registered_with(token.pk, client_id) if client_id is not None else None
+    if found is None:
         raise StudioError(
-            "wrong_token_kind", "A combiner takes client tokens only; create a client for this one.", 401
+            "wrong_token_kind",
+            "A combiner takes the tokens of clients, and others only from a client that registered with them.",
+            401,
         )
-    return Identity(token.client.pk, token.project_id, token.pk, token.client.name)
+    return Identity(found.client.pk, found.client.project_id, token.pk, found.client.name)
+
+
+def _registered(client_id: uuid.UUID) -> Identity:
+    found = registration.living_registration(client_id)
+    if found is None:
+        raise StudioError(
+            "not_registered", "No living registration has this client id: register the client again.", 401
+        )
+    return Identity(found.client.pk, found.client.project_id, found.token_id, found.client.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -60,9 +61,11 @@ class Hub:
         version: str,
         holds: Iterable[uuid.UUID] = (),
         attributes: dict[str, Any] | None = None,
+        silence_s: float | None = None,
     ) -> Connection:
-        """A client's stream opened. An older one of the same client ends."""
-        connection = Connection(identity, dialect, version, given=set(holds))
+        """A client's stream opened, or, with `silence_s`, its first poll came: it is detached when `heard` of no more
+        for so long. An older connection of the same client ends."""
+        connection = Connection(identity, dialect, version, given=set(holds), silence_s=silence_s)
         older = self.connections.get(identity.client_id)
         if older is not None:
             older.send(Farewell("replaced", "this client connected again elsewhere", retry=False))
@@ -86,6 +89,17 @@ class Hub:
         await in_rows(assignments.wake_waiting_sessions, [identity.project_id])
         self.wake([identity.client_id])
         return connection
+
+    def heard(self, client_id: uuid.UUID) -> Connection | None:
+        """The connection of a client that polls, alive for another while; None: it has to attach. No row is touched."""
+        connection = self.connections.get(client_id)
+        if connection is not None:
+            connection.heard_at = time.monotonic()
+        return connection
+
+    async def _detach_silent(self) -> None:
+        for connection in [c for c in self.connections.values() if c.silent]:
+            await self.detach(connection)
 
     async def detach(self, connection: Connection) -> None:
         """The stream ended. A newer one of the same client is left alone."""
@@ -147,6 +161,7 @@ class Hub:
             self._woken_for = set()
             await self.deliver(wanted & set(self.connections))
             if everybody:
+                await self._detach_silent()
                 await self._drop_dead_tokens()
                 self._on_wake()
 
@@ -182,17 +197,18 @@ class Hub:
 
     async def _drop_dead_tokens(self) -> None:
         """Revoking a token closes its streams."""
-        held = {c.identity.token_id: c for c in list(self.connections.values())}
+        held = {connection.identity.token_id for connection in self.connections.values()}
         if not held:
             return
-        dead = await in_rows(dead_tokens, list(held))
-        if dead:
-            self._on_dead_tokens(dead)
-        for token_id in dead:
-            connection = held[token_id]
-            connection.send(
-                Farewell("token_revoked", "the token of this client was revoked or expired", retry=False)
-            )
+        dead = await in_rows(dead_tokens, held)
+        if not dead:
+            return
+        self._on_dead_tokens(dead)
+        for connection in list(self.connections.values()):  # several clients may share an enrolment token
+            if connection.identity.token_id in dead:
+                connection.send(
+                    Farewell("token_revoked", "the token of this client was revoked or expired", retry=False)
+                )
 
     def farewell(self, code: str, reason: str) -> None:
         for connection in self.connections.values():

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import json
 import math
-import os
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
 from django.conf import settings
 
-from federation.aggregation.codecs import check_num_examples, check_update
+from federation.aggregation.codecs import check_num_examples, check_update, to_canonical
 from federation.aggregation.layout import Layout
 from federation.combiner.connection import Identity
 from federation.combiner.spool import Spool
+from federation.combiner.staging import WIDEST
 from federation.combiner.threads import in_files, in_rows
+from federation.combiner.upload import Superseded, Upload
 from federation.sessions import assignments
 from federation.sessions.assignments import SpooledUpdate, Verdict, WorkGrant
 from federation.sessions.choices import AssignmentKind, AssignmentStatus
@@ -50,62 +50,6 @@ class Receipt:
 
 
 ACCEPTED = Receipt("accepted")
-
-
-class Superseded(Exception):
-    """A newer upload call for the same assignment took over."""
-
-
-class Upload:
-    """One writer of one update. Bytes are hashed and written in a thread, in order.
-
-    The lock keeps the file open while a thread works on it: a call that is cut ends at any moment.
-    """
-
-    def __init__(self, spool: Spool, grant: WorkGrant, name: str, size: int) -> None:
-        self.spool, self.grant, self.name, self.size = spool, grant, name, size
-        self.offset = 0
-        self.superseded = False
-        self.finishing = False
-        self._lock = threading.Lock()
-        self._hash = hashlib.sha256()
-        self._file: int | None = None
-
-    def open_at(self, offset: int) -> None:
-        """Continue the part file at `offset` (bytes), hashing again what is there."""
-        with self._lock:
-            if self.superseded:
-                raise Superseded
-            self._file = os.open(self.spool.part(self.name), os.O_RDWR | os.O_CREAT, 0o600)
-            os.ftruncate(self._file, offset)
-            while self.offset < offset and (block := os.read(self._file, min(1 << 20, offset - self.offset))):
-                self._hash.update(block)
-                self.offset += len(block)
-
-    def write(self, data: bytes) -> None:
-        with self._lock:
-            if self._file is None:
-                raise Superseded
-            if self.offset + len(data) > self.size:
-                raise StudioError("too_long", f"More bytes arrived than the {self.size} that were announced.")
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._file, view) :]
-            self._hash.update(data)
-            self.offset += len(data)
-
-    def sync(self) -> str:
-        with self._lock:
-            if self._file is None:
-                raise Superseded
-            os.fsync(self._file)
-            return self._hash.hexdigest()
-
-    def close(self) -> None:
-        with self._lock:
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
 
 
 class Intake:
@@ -242,6 +186,64 @@ class Intake:
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)
 
+    # --- a file that came before its assignment was named ------------------------------------------------------
+    async def adopt(
+        self,
+        who: Identity,
+        assignment_id: uuid.UUID,
+        file: Path,
+        *,
+        num_examples: float,
+        metadata_json: str,
+        unwrap: Callable[[Path, Path], None] | None = None,
+    ) -> Receipt:
+        """Make a staged file (`.npz` or `.safetensors`, inside whatever `unwrap(src, dst)` takes off) the update of
+        an assignment: converted off the loop to what the spool holds, then as any other. The file stays the
+        caller's."""
+        while True:
+            while (verdict := self._finishing.get(assignment_id)) is not None:
+                await asyncio.wait({verdict})
+            found = await self.look(who, assignment_id)
+            if isinstance(found, Receipt):
+                return found
+            if assignment_id not in self._finishing:
+                break
+        task = asyncio.create_task(self._adopt(who, found, file, num_examples, metadata_json, unwrap))
+        self._finishing[assignment_id] = task
+        task.add_done_callback(lambda done: self._adopted(assignment_id, done))
+        return await asyncio.shield(task)
+
+    def _adopted(self, assignment_id: uuid.UUID, task: asyncio.Task[Receipt]) -> None:
+        del self._finishing[assignment_id]
+        if not task.cancelled():
+            task.exception()
+
+    async def _adopt(
+        self,
+        who: Identity,
+        grant: WorkGrant,
+        file: Path,
+        num_examples: float,
+        metadata_json: str,
+        unwrap: Callable[[Path, Path], None] | None,
+    ) -> Receipt:
+        name = uuid.uuid4().hex
+        upload = Upload(self.spool, grant, name, 0)
+        expected = Layout.from_json(grant.layout)
+        try:
+            async with self._checking:
+                await self._disk(upload, _convert, file, self.spool.part(name), expected, unwrap)
+            upload.size = await in_files(self.spool.received_bytes, name)
+            await self._disk(upload, upload.open_at, upload.size)
+            return await self._finish(who, upload, None, num_examples, metadata_json)
+        except StudioError as error:
+            if error.status == 503:
+                raise
+            return await self.reject(who, grant, error.message)
+        finally:
+            upload.close()
+            await in_files(self.spool.discard_part, name)
+
     # --- once whole -------------------------------------------------------------------------------------------
     async def finish(
         self, who: Identity, upload: Upload, sha256: str, num_examples: float, metadata_json: str
@@ -267,11 +269,12 @@ class Intake:
             task.exception()  # whoever still waits has it; a call that was cut does not want it
 
     async def _finish(
-        self, who: Identity, upload: Upload, sha256: str, num_examples: float, metadata_json: str
+        self, who: Identity, upload: Upload, sha256: str | None, num_examples: float, metadata_json: str
     ) -> Receipt:
+        """`sha256` None: the file was made here."""
         grant = upload.grant
         digest = await self._disk(upload, upload.sync)
-        if digest != sha256.lower():
+        if sha256 is not None and digest != sha256.lower():
             return await self._mismatch(who, upload)
         self._mismatches.pop(grant.assignment_id, None)
         try:
@@ -373,6 +376,21 @@ class Intake:
 
 def _check(path: Any, expected: Layout, size: int) -> float:
     return float(check_update(path, expected, max_bytes=size).norm)
+
+
+def _convert(
+    source: Path, target: Path, expected: Layout, unwrap: Callable[[Path, Path], None] | None
+) -> None:
+    inner = target.with_suffix(".inner.part")
+    try:
+        if unwrap is not None:
+            unwrap(source, inner)
+            source = inner
+        to_canonical(
+            source, target, max_bytes=WIDEST * expected.nbytes + HEADER_SLACK_BYTES, expected=expected
+        )
+    finally:
+        inner.unlink(missing_ok=True)
 
 
 def parse_metadata(text: str) -> dict[str, Any]:

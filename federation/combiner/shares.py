@@ -156,12 +156,12 @@ class Shares:
         attempt = uuid.uuid4()
         key = (
             f"models/{work.project_id}/{attempt}.safetensors"
-            if work.only_share
+            if work.is_model
             else f"partials/{work.round_id}/{attempt}.safetensors"
         )
         draft = self.spool.folder / f"{attempt}.partial"
         try:
-            sha256 = await in_files(lambda: accumulator.total.write_mean(draft, partial=not work.only_share))
+            sha256 = await in_files(lambda: accumulator.total.write_mean(draft, partial=not work.is_model))
             stored = await self._store(work, key, draft)
         finally:
             draft.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ class Shares:
             partial_sha256=sha256,
             weight=accumulator.total.weight,
             updates=accumulator.total.count,
-            is_model=work.only_share,
+            is_model=work.is_model,
         )
         if not finished:
             log.warning("share.given_up", share=str(work.share_id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -14,8 +14,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, Stre
 from django.http.response import HttpResponseBase
 from django.utils.http import content_disposition_header, parse_etags
 
-from federation.aggregation.codecs import to_npz
+from federation.aggregation.codecs import to_npz, to_raw
 from federation.models.models import ComputePackage, Model
+from federation.models.services.seeds import RAW_HELPERS
 from foundation import storage
 from foundation.errors import StudioError
 
@@ -34,9 +35,11 @@ class Artifact:
     size_bytes: int
 
 
-def send_package(request: HttpRequest, package: ComputePackage) -> HttpResponseBase:
-    """The archive as it was uploaded; its ETag is its sha256."""
-    about = Artifact(package.file_name, "application/octet-stream", package.sha256, package.size_bytes)
+def send_package(request: HttpRequest, package: ComputePackage, file_name: str = "") -> HttpResponseBase:
+    """The archive as it was uploaded, under its own or another `file_name`; its ETag is its sha256."""
+    about = Artifact(
+        file_name or package.file_name, "application/octet-stream", package.sha256, package.size_bytes
+    )
     return _send(request, about, package.key)
 
 
@@ -56,12 +59,31 @@ def send_model(request: HttpRequest, model: Model, file_format: str = "safetenso
     return _send(request, Artifact(f"{stem}.npz", "application/octet-stream", etag, size), converted)
 
 
+def send_for_helper(request: HttpRequest, model: Model, helper: str) -> HttpResponseBase:
+    """The model in the format that FEDn's helper of this name writes and reads: npz with the tensors' names (their
+    places, where they have no others that npz could hold), or bare floats of the helpers that know no shapes."""
+    if helper in RAW_HELPERS and [spec["name"] for spec in model.layout] == ["0"]:
+        raw = _converted(model, lambda source, target: to_raw(source, target, dtype=RAW_HELPERS[helper]))
+        about = Artifact(
+            f"{model.pk}.bin", "application/octet-stream", f"{model.sha256}-{helper}", raw.seek(0, 2)
+        )
+        return _send(request, about, raw)
+    positional = any("/" in spec["name"] or "\\" in spec["name"] for spec in model.layout)
+    npz = _converted(model, lambda source, target: to_npz(source, target, positional=positional))
+    about = Artifact(f"{model.pk}.npz", "application/octet-stream", f"{model.sha256}-npz", npz.seek(0, 2))
+    return _send(request, about, npz)
+
+
 def _as_npz(model: Model) -> IO[bytes]:
+    return _converted(model, to_npz)
+
+
+def _converted(model: Model, convert: Callable[[Path, Path], None]) -> IO[bytes]:
     """An open file that is gone from its folder already, so that nothing is left whatever happens."""
-    with tempfile.TemporaryDirectory(prefix="studio-npz-") as folder:
-        target = Path(folder) / "model.npz"
+    with tempfile.TemporaryDirectory(prefix="studio-download-") as folder:
+        target = Path(folder) / "model"
         with storage.local(model.key) as source:
-            to_npz(source, target)
+            convert(source, target)
         return target.open("rb")
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import yaml
 
 from federation.models.archive import files_of, refused, shown
+from federation.models.choices import PackageForm
 from foundation.plain_json import plain
 
 # In one folder the first of these counts.
 PROJECT_FILES = ("studio.yaml", "scaleout.yaml", "fedn.yaml")
 MAX_YAML_BYTES = 64 << 10
 MAX_COMMAND_CHARS = 4000
+IMPORTER_FILE = "scaleout.yaml"  # the one project file whose entry points may be Python files
 _ENTRY_POINT = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
 _IMPORTER_KEYS = {"module", "file", "python", "import", "importer", "callable", "function", "class"}
 
@@ -24,9 +26,11 @@ _IMPORTER_KEYS = {"module", "file", "python", "import", "importer", "callable", 
 @dataclass(frozen=True)
 class PackageContents:
     """What a compute package says of itself. `project_file` is its path in the archive; `entry_points` maps names
-    to shell commands; `python_env` is the content of the file that the project file names, if any."""
+    to shell commands, or, in the importer form, to Python files beside the project file; `python_env` is the content
+    of the file that the project file names, if any."""
 
     project_file: str
+    form: PackageForm
     entry_points: dict[str, str]
     python_env: dict[str, Any] | None
 
@@ -34,16 +38,51 @@ class PackageContents:
 def read_package(path: Path) -> PackageContents:
     """Check a whole archive and read its project file. Raises StudioError `invalid_package` with one sentence."""
     found: dict[str, bytes] = {}
+    files: set[str] = set()
     for member in files_of(path):
+        files.add(member.name)
         if posixpath.basename(member.name) in PROJECT_FILES and member.name.count("/") <= 1:
             if len(found) >= 64:
                 raise refused("The archive holds dozens of project files; a package holds one.")
             found[member.name] = member.read(MAX_YAML_BYTES)
     name = _chosen(list(found))
     project = _load(name, found[name])
-    entry_points = _entry_points(name, project.get("entry_points"))
+    given = project.get("entry_points")
+    if posixpath.basename(name) == IMPORTER_FILE and isinstance(given, dict) and _imports(given):
+        form, entry_points = PackageForm.IMPORTER, _importer_files(name, given, files)
+    else:
+        form, entry_points = PackageForm.COMMAND, _entry_points(name, given)
     env_name = project.get("python_env")
-    return PackageContents(name, entry_points, _python_env(path, name, env_name) if env_name else None)
+    return PackageContents(name, form, entry_points, _python_env(path, name, env_name) if env_name else None)
+
+
+def _imports(given: dict[Any, Any]) -> bool:
+    return any(isinstance(value, str) for value in given.values())
+
+
+def _importer_files(name: str, given: dict[Any, Any], files: set[str]) -> dict[str, str]:
+    """Each entry point names a file in which Scaleout's client finds a function of the entry point's name."""
+    folder = posixpath.dirname(name)
+    points: dict[str, str] = {}
+    for key, value in given.items():
+        if not isinstance(key, str) or not _ENTRY_POINT.fullmatch(key):
+            raise refused(f"{name} has an entry point that is no name: {shown(str(key))}.")
+        if not isinstance(value, str):
+            raise refused(
+                f"{name} mixes files and commands: {key} must name a Python file too, such as “{key}: {key}.py”."
+            )
+        if "/" in value or "\\" in value or not value.endswith(".py"):
+            raise refused(
+                f"The entry point {key} in {name} must name a Python file beside it, not {shown(value)}."
+            )
+        if posixpath.join(folder, value) not in files:
+            raise refused(f"{name} names {shown(value)} for {key}, which is not in the archive.")
+        points[key] = value
+    if "startup" not in points:
+        raise refused(
+            f"{name} has no startup entry point; Scaleout's client runs “startup: startup.py” first."
+        )
+    return points
 
 
 def _chosen(names: list[str]) -> str:
@@ -101,8 +140,9 @@ def _entry_points(name: str, given: Any) -> dict[str, str]:
             isinstance(value, dict) and "command" not in value and _IMPORTER_KEYS & set(value)
         ):
             raise refused(
-                f"{name} uses Scaleout's importer form ({key} names Python code instead of a command); Scaleout's "
-                f"own client runs that. Here an entry point is a command: “{key}: {{command: python {key}.py}}”."
+                f"{name} uses an importer form ({key} names Python code instead of a command). Scaleout's own client "
+                f"takes file names, in a {IMPORTER_FILE}; here an entry point is a command: "
+                f"“{key}: {{command: python {key}.py}}”."
             )
         command = value.get("command") if isinstance(value, dict) else None
         if not isinstance(command, str) or not command.strip():

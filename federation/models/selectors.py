@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from django.db.models import Count, Max, Q, QuerySet
 
-from federation.models.models import ComputePackage, Metric, Model, Validation
+from federation.models.models import ComputePackage, Metric, Model, ProjectDefaults, Validation
 from projects.actors import Actor
 from projects.choices import Action
 from projects.models import Project
@@ -31,6 +31,37 @@ def package_for_download(actor: Actor, slug: str, package_id: uuid.UUID) -> Comp
             return own
     package: ComputePackage = reach(rows, actor, Action.VIEW, "compute package", pk=package_id)
     return package
+
+
+def active_package(project: Project, form: str = "") -> ComputePackage | None:
+    """What a client that asks for “the” package is given: the project's active one if it has that form, else the newest
+    that has. Any form, unless one is named. Who asks is checked by the caller."""
+    rows = ComputePackage.objects.filter(project=project)
+    if form:
+        rows = rows.filter(form=form)
+    chosen = ProjectDefaults.objects.filter(project=project).values("package_id")
+    return rows.filter(pk__in=chosen).first() or rows.order_by("-id").first()
+
+
+def package_named(project: Project, name: str) -> ComputePackage | None:
+    """By the name its download carries (the last part of its key, which is unique), else the newest that was uploaded
+    under this file name or is called so. Who asks is checked by the caller."""
+    rows = ComputePackage.objects.filter(project=project).order_by("-id")
+    by_key = rows.filter(key=f"packages/{project.pk}/{name}").first()
+    return by_key or rows.filter(Q(file_name=name) | Q(name=name)).first()
+
+
+def active_model(project: Project) -> Model | None:
+    """What a session starts from whose request names no model: the active one, else the newest."""
+    rows = Model.objects.filter(project=project).defer("layout")
+    chosen = ProjectDefaults.objects.filter(project=project).values("model_id")
+    return rows.filter(pk__in=chosen).first() or rows.order_by("-id").first()
+
+
+def helper_of(project: Project) -> str:
+    """How clients that know several model formats are to read this project's; empty when nobody has said."""
+    row = ProjectDefaults.objects.filter(project=project).values_list("helper", "package__helper").first()
+    return next((name for name in row or () if name), "")
 
 
 def trail(actor: Actor, project: Project) -> QuerySet[Model]:

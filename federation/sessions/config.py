@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from federation.aggregation.aggregators import aggregator_named
 from foundation.errors import invalid
 
 MAX_SETTINGS_BYTES = 64 * 1024
@@ -43,6 +44,9 @@ class SessionConfig:
     start_timeout_s: float = 600.0
     closing_timeout_s: float = 30.0
     lost_after_s: float = 60.0
+    aggregator: str = "fedavg"
+    aggregator_kwargs: dict[str, Any] = field(default_factory=dict)  # all of the aggregator's arguments
+    as_sent: dict[str, Any] = field(default_factory=dict)  # what a foreign client asked for and reads back
 
     @property
     def needed_updates(self) -> int:
@@ -108,18 +112,21 @@ def _target(value: Any) -> Target | None:
     return Target(value["metric"].strip()[:120], number, direction)
 
 
-def _settings(value: Any) -> dict[str, Any]:
+def _json_object(values: Mapping[str, Any], name: str, what: str) -> dict[str, Any]:
+    value = values.get(name)
     if value in (None, ""):
         return {}
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
-            raise invalid("client_settings", f"client_settings is not valid JSON: {error}.") from None
+        except (ValueError, RecursionError) as error:
+            raise invalid(name, f"{name} is not valid JSON: {str(error)[:200]}.") from None
+        if value is None:
+            return {}
     if not isinstance(value, dict):
-        raise invalid("client_settings", "client_settings must be a JSON object of hyper-parameters.")
+        raise invalid(name, f"{name} must be a JSON object of {what}.")
     if len(json.dumps(value)) > MAX_SETTINGS_BYTES:
-        raise invalid("client_settings", "client_settings must be at most 64 KiB of JSON.")
+        raise invalid(name, f"{name} must be at most 64 KiB of JSON.")
     return value
 
 
@@ -150,6 +157,7 @@ def parse_spec(values: Mapping[str, Any]) -> SessionSpec:
         raise invalid("requested_clients", "requested_clients must not be fewer than min_clients.")
     if min_updates is not None and min_updates > (requested or max(min_clients, min_updates)):
         raise invalid("min_updates", "min_updates must not be more than requested_clients.")
+    aggregator = aggregator_named(values.get("aggregator") or SessionConfig.aggregator)
     validate = values.get("validate", True)
     if isinstance(validate, str):
         validate = validate.lower() in ("true", "1", "on", "yes")
@@ -165,11 +173,14 @@ def parse_spec(values: Mapping[str, Any]) -> SessionSpec:
             min_updates=min_updates,
             reserves=_number(values, "reserves", 0, 0, 1000, whole=True),
             validate=bool(validate),
-            client_settings=_settings(values.get("client_settings")),
+            client_settings=_json_object(values, "client_settings", "hyper-parameters"),
             target=_target(values.get("target")),
             max_failed_rounds=_number(values, "max_failed_rounds", 3, 1, 1000, whole=True),
             start_timeout_s=_number(values, "start_timeout_s", 600.0, 1, 30 * 86400, whole=False),
             closing_timeout_s=_number(values, "closing_timeout_s", 30.0, 1, 3600, whole=False),
             lost_after_s=_number(values, "lost_after_s", 60.0, 5, 86400, whole=False),
+            aggregator=aggregator.name,
+            aggregator_kwargs=aggregator.check(_json_object(values, "aggregator_kwargs", "arguments")),
+            as_sent=_json_object(values, "as_sent", "settings"),
         ),
     )

@@ -30,6 +30,9 @@ class Session(models.Model):
     )
     seed_model = models.ForeignKey("federation_models.Model", models.RESTRICT, related_name="+")
     current_model = models.ForeignKey("federation_models.Model", models.RESTRICT, related_name="+")
+    aggregator_state = models.CharField(
+        max_length=200, blank=True, help_text="where storage has what the aggregator knows of earlier rounds"
+    )
     rounds_done = models.PositiveIntegerField(default=0)
     rounds_wanted = models.PositiveIntegerField()
     failed_in_row = models.PositiveIntegerField(default=0)

@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 from django.db import OperationalError, close_old_connections, transaction
 
-from federation.aggregation.accumulate import combine_partials
+from federation.aggregation.aggregators import Reduction, aggregator_named
 from federation.aggregation.layout import Layout
 from federation.sessions import rounds
 from federation.sessions.choices import RoundStatus, ShareStatus
@@ -36,7 +36,7 @@ def reduce_round(round_id: uuid.UUID) -> uuid.UUID | None:
     owner = uuid.uuid4()
     if not rounds.claim_reduction(round_id, owner, CLAIM_S):
         return None
-    round_ = Round.objects.select_related("input_model").get(pk=round_id)
+    round_ = Round.objects.select_related("input_model", "session").get(pk=round_id)
     shares = list(
         CombinerShare.objects.filter(round=round_, status=ShareStatus.FINISHED, weight__gt=0).order_by("id")
     )
@@ -51,14 +51,14 @@ def reduce_round(round_id: uuid.UUID) -> uuid.UUID | None:
         _put_off(round_, owner)
         return round_.session_id
     model = rounds.commit_round(round_id=round_id, owner=owner, reduced=reduced)
-    adopted = [share.partial_key for share in shares if share.partial_key == reduced.key]
+    partials = {share.partial_key for share in shares}
+    # What lost is only this attempt's own: an adopted partial belongs to its share.
+    ours = {reduced.key, reduced.state_key} - partials
+    over = ours if model is None else (partials | {round_.session.aggregator_state}) - {reduced.key}
+    for key in over - {""}:
+        _delete(key)
     if model is None:
-        if not adopted:
-            _delete(reduced.key)
         return round_.session_id
-    for share in shares:
-        if share.partial_key != reduced.key:
-            _delete(share.partial_key)
     log.info("round.committed", session=str(round_.session_id), round=round_.number, model=str(model.pk))
     return round_.session_id
 
@@ -68,20 +68,37 @@ def _reduce(round_: Round, shares: list[CombinerShare], owner: uuid.UUID) -> rou
     updates = sum(share.updates for share in shares)
     if not shares or weight <= 0:
         raise StudioError("nothing_to_reduce", "No combiner finished a share of this round.")
-    if len(shares) == 1 and shares[0].is_model:
+    config = SessionConfig.from_json(round_.session.config)
+    aggregator = aggregator_named(config.aggregator)
+    if aggregator.plain_mean and len(shares) == 1 and shares[0].is_model:
         only = shares[0]
         return rounds.ReducedModel(
             only.partial_key, only.partial_sha256, round_.input_model.size_bytes, updates, weight
         )
-    layout = Layout.from_json(round_.input_model.layout)
     key = f"models/{round_.project_id}/{owner}.safetensors"
+    state_key = f"states/{round_.project_id}/{owner}.safetensors"
     with contextlib.ExitStack() as opened, tempfile.TemporaryDirectory(prefix="studio-reduce-") as folder:
-        partials = [(opened.enter_context(storage.local(s.partial_key)), s.weight) for s in shares]
-        out = Path(folder) / "model.safetensors"
-        sha256 = combine_partials(partials, layout, out)
-        size = out.stat().st_size
-        storage.put(key, out)
-    return rounds.ReducedModel(key, sha256, size, updates, weight)
+
+        def fetched(stored: str) -> Path:
+            return opened.enter_context(storage.local(stored))
+
+        before = round_.session.aggregator_state
+        files = Reduction(
+            partials=[(fetched(share.partial_key), share.weight) for share in shares],
+            layout=Layout.from_json(round_.input_model.layout),
+            model=lambda: fetched(round_.input_model.key),
+            state=fetched(before) if before else None,
+            out=Path(folder) / "model.safetensors",
+            out_state=Path(folder) / "state.safetensors",
+        )
+        sha256 = aggregator.reduce(files, config.aggregator_kwargs)
+        size = files.out.stat().st_size
+        storage.put(key, files.out)
+        if files.out_state.exists():
+            storage.put(state_key, files.out_state)
+        else:
+            state_key = ""
+    return rounds.ReducedModel(key, sha256, size, updates, weight, state_key)
 
 
 def _delete(key: str) -> None:

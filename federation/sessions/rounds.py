@@ -253,6 +253,7 @@ class ReducedModel:
     size_bytes: int
     updates: int
     weight: float
+    state_key: str = ""  # what the aggregator keeps for the next round; empty: nothing
 
 
 def commit_round(*, round_id: uuid.UUID, owner: uuid.UUID, reduced: ReducedModel) -> Model | None:
@@ -291,6 +292,7 @@ def commit_round(*, round_id: uuid.UUID, owner: uuid.UUID, reduced: ReducedModel
             timings=timings(round_, now),
         )
         session.current_model = model
+        session.aggregator_state = reduced.state_key
         session.rounds_done = round_.number
         session.failed_in_row = 0
         session.look_at = now
@@ -298,6 +300,7 @@ def commit_round(*, round_id: uuid.UUID, owner: uuid.UUID, reduced: ReducedModel
         session.save(
             update_fields=[
                 "current_model",
+                "aggregator_state",
                 "rounds_done",
                 "failed_in_row",
                 "look_at",

@@ -11,7 +11,7 @@ from django.db.models import Count, Q, QuerySet
 from clients_app.selectors import clients_of
 from federation.models.selectors import means_of, packages_of, trail
 from federation.sessions.choices import LIVE_ASSIGNMENT, OPEN_ROUND, AssignmentKind, SessionStatus
-from federation.sessions.models import Assignment, Round, Session
+from federation.sessions.models import Assignment, CombinerShare, Round, Session
 from projects.actors import Actor
 from projects.choices import Action
 from projects.models import Project
@@ -53,6 +53,27 @@ def rounds_of(session: Session) -> QuerySet[Round]:
     return Round.objects.filter(session=session).select_related("output_model").defer(
         "output_model__layout", "output_model__metadata"
     ).order_by("-id")  # fmt: skip
+
+
+def rounds_in(actor: Actor, project: Project) -> QuerySet[Round]:
+    """The rounds of all sessions of a project, newest first, with their session."""
+    return Round.objects.visible_to(actor).filter(project=project).select_related("session").order_by("-id")
+
+
+def round_places(project: Project) -> dict[uuid.UUID, int]:
+    """For each round of a project which one it is, counted from 1 over all sessions. One query."""
+    ids = Round.objects.filter(project=project).order_by("id").values_list("pk", flat=True)
+    return {pk: place for place, pk in enumerate(ids, start=1)}
+
+
+def shares_of(round_ids: list[uuid.UUID]) -> dict[uuid.UUID, list[CombinerShare]]:
+    """What each combiner did in each of these rounds. One query."""
+    found: dict[uuid.UUID, list[CombinerShare]] = defaultdict(list)
+    for share in (
+        CombinerShare.objects.filter(round_id__in=round_ids).select_related("combiner").order_by("id")
+    ):
+        found[share.round_id].append(share)
+    return dict(found)
 
 
 def assignment_counts(

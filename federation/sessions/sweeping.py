@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from federation.models.models import ComputePackage, Model
 from federation.sessions.choices import OPEN_ROUND
-from federation.sessions.models import CombinerShare
+from federation.sessions.models import CombinerShare, Session
 from foundation import storage
 
 OLD = dt.timedelta(days=1)
@@ -20,7 +20,7 @@ def sweep(now: dt.datetime | None = None) -> list[str]:
     cutoff = (now or timezone.now()) - OLD
     store = storage.artifacts()
     removed = []
-    for top in ("models", "partials", "packages"):
+    for top in ("models", "partials", "states", "packages"):
         for key in _walk(store, top):
             if _is_old(store, key, cutoff) and not _named(key):
                 storage.delete(key)
@@ -50,5 +50,6 @@ def _named(key: str) -> bool:
     return (
         Model.objects.filter(key=key).exists()
         or ComputePackage.objects.filter(key=key).exists()
+        or Session.objects.filter(aggregator_state=key).exists()
         or CombinerShare.objects.filter(partial_key=key, round__status__in=OPEN_ROUND).exists()
     )

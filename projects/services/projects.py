@@ -111,5 +111,6 @@ def remove_artifacts(*, project_id: uuid.UUID, round_ids: Sequence[uuid.UUID] = 
     """Remove the files of a project that is gone. Safe to run twice; does nothing while the project exists."""
     if Project.objects.filter(pk=project_id).exists():
         return
-    for prefix in (f"packages/{project_id}", f"models/{project_id}", *(f"partials/{pk}" for pk in round_ids)):
+    own = [f"{top}/{project_id}" for top in ("packages", "models", "states")]
+    for prefix in (*own, *(f"partials/{pk}" for pk in round_ids)):
         storage.delete_under(prefix)

@@ -13,10 +13,10 @@ from django.db import connection
 
 from federation.combiner.core import CombinerConfig, CombinerCore
 from federation.combiner.server import Listeners, build_server, listen
-from federation.dialects.native.servicer import register as native
 from federation.sessions import tasks
 from federation.sessions.choices import RoundStatus
 from federation.sessions.models import Round
+from studio.management.commands.combiner import DIALECTS
 from tests.rig import Child
 
 
@@ -34,7 +34,7 @@ class CombinerHere:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.core = CombinerCore(self.folder)
-        server = build_server(self.core, [native])
+        server = build_server(self.core, DIALECTS)
         self.address, _ = listen(server, Listeners("127.0.0.1"))
         await self.core.start(CombinerConfig(self.name, "test", self.address))
         await server.start()

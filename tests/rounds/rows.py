@@ -146,8 +146,8 @@ class Rows(Rig):
             for one in work.accepted:
                 total.fold(self.paths[one.spool_name], one.num_examples)
             draft = self.folder / f"{uuid.uuid4()}.partial"
-            sha256 = total.write_mean(draft, partial=not work.only_share)
-            top = f"models/{work.project_id}" if work.only_share else f"partials/{work.round_id}"
+            sha256 = total.write_mean(draft, partial=not work.is_model)
+            top = f"models/{work.project_id}" if work.is_model else f"partials/{work.round_id}"
             key = f"{top}/{uuid.uuid4()}.safetensors"
             storage.put(key, draft)
             done.append(
@@ -159,7 +159,7 @@ class Rows(Rig):
                     partial_sha256=sha256,
                     weight=total.weight,
                     updates=total.count,
-                    is_model=work.only_share,
+                    is_model=work.is_model,
                 )
             )
         return done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import math
 import uuid
@@ -11,18 +10,20 @@ from typing import Any
 from clients_app import presence
 from federation.combiner.connection import Connection
 from federation.combiner.core import CombinerCore
+from federation.combiner.reported import (
+    MAX_ATTRIBUTES_BYTES,
+    MAX_LOG_CHARS,
+    finite_series,
+    telemetry_samples,
+    validation_json,
+)
 from federation.combiner.threads import in_rows
 from federation.dialects.native import studio_v1_pb2 as wire
-from federation.events.services import TelemetrySample, publish
+from federation.events.services import publish
 from federation.sessions import assignments
 from federation.sessions.assignments import Owed
 from federation.sessions.choices import AssignmentStatus
 from foundation.errors import StudioError
-
-MAX_VALIDATION_BYTES = 1 << 20
-MAX_ATTRIBUTES_BYTES = 16 * 1024
-MAX_LOG_CHARS = 4000
-MAX_SERIES = 50
 
 
 def task(owed: Owed) -> wire.Task:
@@ -85,7 +86,7 @@ async def handle(
         case "log":
             await _log(connection, message.log)
         case "telemetry":
-            core.hub.telemetry(_samples(connection, message.telemetry))
+            core.hub.telemetry(telemetry_samples(connection.identity, message.telemetry.values.items()))
         case "attributes":
             value = attributes(message.attributes.attributes_json)
             if value is not None:
@@ -105,12 +106,11 @@ def _own(connection: Connection, assignment_id: str) -> bool:
 async def _metrics(connection: Connection, report: wire.Metrics) -> None:
     if not _own(connection, report.assignment_id):
         return
-    values = {name: value for name, value in list(report.values.items())[:MAX_SERIES] if math.isfinite(value)}
     await in_rows(
         assignments.log_metrics,
         client_id=connection.identity.client_id,
         assignment_id=_id(report.assignment_id),
-        values=values,
+        values=finite_series(report.values.items()),
         step=report.step,
     )
 
@@ -121,7 +121,7 @@ async def _validation(
     assignment_id = _id(report.assignment_id)
     client_id = connection.identity.client_id
     try:
-        data = _validation_json(report.data_json)
+        data = validation_json(report.data_json)
     except StudioError as error:
         await in_rows(
             assignments.end_with_reason,
@@ -144,19 +144,6 @@ async def _validation(
     )
     core.hub.done(client_id, assignment_id)
     return _ack(report.assignment_id, "accepted" if verdict.accepted else "refused", verdict.reason)
-
-
-def _validation_json(text: str) -> dict[str, Any]:
-    if len(text.encode()) > MAX_VALIDATION_BYTES:
-        raise StudioError("validation_too_long", "A validation must be at most 1 MiB of JSON.")
-    try:
-        # NaN and the infinities are no JSON: such a scalar is kept as null.
-        data = json.loads(text, parse_constant=lambda _name: None)
-    except (ValueError, RecursionError):
-        raise StudioError("validation_not_json", "A validation must be a JSON object.") from None
-    if not isinstance(data, dict):
-        raise StudioError("validation_not_json", "A validation must be a JSON object.")
-    return data
 
 
 async def _failure(core: CombinerCore, connection: Connection, report: wire.Failure) -> wire.ServerMessage:
@@ -183,16 +170,6 @@ async def _log(connection: Connection, report: wire.Log) -> None:
         message=report.text[:MAX_LOG_CHARS],
         client_id=connection.identity.client_id,
     )
-
-
-def _samples(connection: Connection, report: wire.Telemetry) -> list[TelemetrySample]:
-    now = dt.datetime.now(dt.UTC)
-    who = connection.identity
-    return [
-        TelemetrySample(who.project_id, who.client_id, now, name[:60], value)
-        for name, value in list(report.values.items())[:MAX_SERIES]
-        if math.isfinite(value)
-    ]
 
 
 def _ack(assignment_id: str, status: str, reason: str) -> wire.ServerMessage:

@@ -11,11 +11,13 @@ from typing import Any
 import grpc
 import structlog
 
+from federation.combiner.calls import STATUS_OF_HTTP, Context, caller_of
 from federation.combiner.connection import Cancel, Connection, Farewell, Identity
 from federation.combiner.core import CombinerCore
-from federation.combiner.intake import Receipt, Superseded
-from federation.combiner.intake import Upload as Incoming
+from federation.combiner.intake import Receipt
 from federation.combiner.threads import in_files
+from federation.combiner.upload import Superseded
+from federation.combiner.upload import Upload as Incoming
 from federation.dialects.native import reports
 from federation.dialects.native import studio_v1_pb2 as wire
 from federation.dialects.native.studio_v1_pb2_grpc import CombinerServicer, add_CombinerServicer_to_server
@@ -30,21 +32,11 @@ CHUNK_BYTES = 1 << 20  # the most that a message may hold
 SENT_BYTES = 128 << 10  # what we send: as fast, and memory per transfer stays small
 CALL_IDLE_S = 120.0  # an upload that sends nothing for so long ends; the client resumes it
 
-STATUS_OF_HTTP = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.ABORTED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-}
 STATUS_OF_RECEIPT = {
     "accepted": wire.Receipt.ACCEPTED,
     "rejected": wire.Receipt.REJECTED,
     "refused": wire.Receipt.REFUSED,
 }
-Context = Any  # grpc.aio.ServicerContext, whose type parameters differ per call
 
 
 def register(core: CombinerCore, server: grpc.aio.Server) -> None:
@@ -56,12 +48,6 @@ def parse_id(text: str, what: str) -> uuid.UUID:
         return uuid.UUID(text)
     except ValueError:
         raise StudioError("bad_id", f"{what} must be a UUID.") from None
-
-
-def address_of(peer: str) -> str:
-    """The IP address in gRPC's name of a peer, such as `ipv4:10.0.0.7:51234` or `ipv6:%5B::1%5D:51234`."""
-    _kind, _, rest = peer.partition(":")
-    return rest.rpartition(":")[0] or peer
 
 
 async def refuse(context: Context, error: StudioError) -> None:
@@ -78,9 +64,9 @@ class NativeServicer(CombinerServicer):
 
     async def _who(self, context: Context) -> Identity:
         """The caller, proven by the token in the call's metadata."""
-        for key, value in context.invocation_metadata() or ():
-            if key == "authorization" and isinstance(value, str) and value.lower().startswith("bearer "):
-                return await self.core.identify(value[7:].strip(), address_of(context.peer()))
+        caller = caller_of(context)
+        if caller.secret:
+            return await self.core.identify(caller.secret, caller.address)
         raise StudioError(
             "no_token", "Send the client's token as `authorization: Bearer …` in the metadata.", 401
         )

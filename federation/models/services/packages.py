@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,13 +26,21 @@ from projects.choices import Action
 from projects.models import Project
 from projects.scoping import reach
 
+_HELPER = re.compile(r"[A-Za-z0-9_-]{0,40}")
 _SUFFIX = {"gz": ".tgz", "bz2": ".tar.bz2"}
 
 
 def create_package(
-    *, actor: Actor, project: Project, name: str, description: str, upload: UploadedFile[Any] | None
+    *,
+    actor: Actor,
+    project: Project,
+    name: str,
+    description: str,
+    upload: UploadedFile[Any] | None,
+    helper: str = "",
 ) -> ComputePackage:
-    """Check the archive from its stream, store it, and name it.
+    """Check the archive from its stream, store it, and name it. `helper` is how FEDn's and Scaleout's clients are to
+    read model files.
 
     Raises StudioError `invalid_package` (400) with what is wrong, `too_large` (413), `name_taken` (409), 403, 404.
     Nothing is kept of an archive that is refused.
@@ -41,6 +50,8 @@ def create_package(
     description = plain_text(description or "").strip()
     if len(description) > 2000:
         raise invalid("description", "A description has at most 2000 characters.")
+    if not _HELPER.fullmatch(helper):
+        raise invalid("helper", "A helper is a name such as numpyhelper, of at most 40 characters.")
     file = checked_size(upload, max_bytes=settings.MAX_PACKAGE_BYTES, what="compute package")
     if ComputePackage.objects.filter(project=project, name=name).exists():
         raise _taken(name)
@@ -56,6 +67,8 @@ def create_package(
             sha256=storage.sha256_of(path),
             size_bytes=path.stat().st_size,
             project_file=PurePosixPath(contents.project_file).name,
+            form=contents.form,
+            helper=helper,
             entry_points=contents.entry_points,
             python_env=contents.python_env,
             created_by=actor.user,

@@ -12,7 +12,8 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import IntegrityError, transaction
 from django.db.models import RestrictedError
 
-from federation.aggregation.codecs import to_canonical
+from federation.aggregation.codecs import raw_to_canonical, to_canonical
+from federation.aggregation.raw_file import RawDtype
 from federation.events.services import publish
 from federation.models.choices import ModelKind
 from federation.models.models import Model
@@ -25,11 +26,14 @@ from projects.choices import Action
 from projects.models import Project
 from projects.scoping import reach
 
+RAW_HELPERS: dict[str, RawDtype] = {"binaryhelper": "F64", "androidhelper": "F32"}  # files of bare floats
+
 
 def create_seed_model(
-    *, actor: Actor, project: Project, name: str, upload: UploadedFile[Any] | None
+    *, actor: Actor, project: Project, name: str, upload: UploadedFile[Any] | None, helper: str = ""
 ) -> Model:
-    """Take an `.npz` or `.safetensors` file as the start of a trail; kept as canonical safetensors.
+    """Take an `.npz` or `.safetensors` file as the start of a trail; kept as canonical safetensors. With FEDn's
+    `helper` binaryhelper or androidhelper it is bare floats instead, of 8 or 4 bytes.
 
     Names, dtypes, shapes and sizes are checked from the headers before anything is decoded. Raises StudioError
     `invalid_model` or `not_finite` (400), `too_large` (413), 403, 404; then nothing is kept.
@@ -40,7 +44,11 @@ def create_seed_model(
     key = f"models/{project.pk}/{uuid.uuid4().hex}.safetensors"
     with on_disk(file) as given, tempfile.TemporaryDirectory(prefix="studio-seed-") as folder:
         canonical = Path(folder) / "model.safetensors"
-        layout = to_canonical(given, canonical, max_bytes=settings.MAX_MODEL_BYTES)
+        if helper in RAW_HELPERS:
+            width = RAW_HELPERS[helper]
+            layout = raw_to_canonical(given, canonical, dtype=width, max_bytes=settings.MAX_MODEL_BYTES)
+        else:
+            layout = to_canonical(given, canonical, max_bytes=settings.MAX_MODEL_BYTES)
         row = Model(
             project=project,
             kind=ModelKind.SEED,
@@ -49,7 +57,10 @@ def create_seed_model(
             sha256=storage.sha256_of(canonical),
             size_bytes=canonical.stat().st_size,
             layout=layout.to_json(),
-            metadata={"file_name": Path(file.name or "").name[:200]},
+            metadata={
+                "file_name": Path(file.name or "").name[:200],
+                **({"helper": helper} if helper else {}),
+            },
             created_by=actor.user,
         )
         storage.put(key, canonical)

@@ -10,6 +10,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from clients_app.models import Combiner
+from federation.aggregation.aggregators import aggregator_named
 from federation.events.services import publish
 from federation.sessions import engine, rounds
 from federation.sessions.assignments.acceptance import look_now
@@ -44,7 +45,7 @@ class ShareWork:
     round_id: uuid.UUID
     project_id: uuid.UUID
     closing: bool
-    only_share: bool
+    is_model: bool  # the partial is the model as it is: the only share, and plain averaging
     layout: list[Any]
     accepted: tuple[AcceptedUpdate, ...]
 
@@ -53,7 +54,7 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
     states = [ShareStatus.CLOSING] if closing_only else [ShareStatus.OPEN, ShareStatus.CLOSING]
     shares = (
         CombinerShare.objects.filter(combiner_id=combiner_id, status__in=states)
-        .select_related("round__input_model")
+        .select_related("round__input_model", "round__session")
         .order_by("id")
     )
     work = []
@@ -61,6 +62,8 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
         accepted = (
             share.assignments.filter(status=AssignmentStatus.ACCEPTED).select_related("client").order_by("id")
         )
+        config = SessionConfig.from_json(share.round.session.config)
+        plain = aggregator_named(config.aggregator).plain_mean
         others = CombinerShare.objects.filter(round_id=share.round_id).exclude(pk=share.pk)
         work.append(
             ShareWork(
@@ -68,7 +71,7 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
                 round_id=share.round_id,
                 project_id=share.project_id,
                 closing=share.status == ShareStatus.CLOSING,
-                only_share=not others.exclude(status=ShareStatus.ABANDONED).exists(),
+                is_model=plain and not others.exclude(status=ShareStatus.ABANDONED).exists(),
                 layout=share.round.input_model.layout,
                 accepted=tuple(
                     AcceptedUpdate(a.pk, a.client.name, a.spool_name, a.num_examples or 0.0) for a in accepted

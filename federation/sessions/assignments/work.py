@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from django.db.models import Max, QuerySet
 from django.db.models.functions import Now
 
 from federation.models import services as models
 from federation.sessions.choices import (
     ASSIGNMENT_MOVES,
     LIVE_ASSIGNMENT,
+    AssignmentKind,
     AssignmentStatus,
     SessionStatus,
 )
@@ -112,11 +114,25 @@ class WorkGrant:
 
 def work_grant(client_id: uuid.UUID, assignment_id: uuid.UUID) -> WorkGrant | None:
     """None: there is no such assignment of this client."""
-    row = (
-        Assignment.objects.filter(pk=assignment_id, client_id=client_id)
-        .select_related("model", "round")
-        .first()
+    return _grant(Assignment.objects.filter(pk=assignment_id, client_id=client_id))
+
+
+def model_grant(client_id: uuid.UUID, model_id: uuid.UUID) -> WorkGrant | None:
+    """The newest of the client's live assignments that name the model; None: there is none."""
+    rows = Assignment.objects.filter(client_id=client_id, model_id=model_id, status__in=LIVE_ASSIGNMENT)
+    return _grant(rows.order_by("-id"))
+
+
+def largest_owed_bytes(client_id: uuid.UUID) -> int:
+    """Size of the largest model that the client trains now; 0: it trains none."""
+    rows = Assignment.objects.filter(
+        client_id=client_id, kind=AssignmentKind.TRAIN, status__in=LIVE_ASSIGNMENT
     )
+    return rows.aggregate(most=Max("model__size_bytes"))["most"] or 0
+
+
+def _grant(rows: QuerySet[Assignment]) -> WorkGrant | None:
+    row = rows.select_related("model", "round").first()
     if row is None:
         return None
     live = row.status in LIVE_ASSIGNMENT
@@ -150,6 +166,12 @@ def log_metrics(
             client_id=client_id,
             values=[models.LoggedMetric(name, value, step) for name, value in values.items()],
         )
+
+
+def newest_on_model(client_id: uuid.UUID, model_id: uuid.UUID) -> uuid.UUID | None:
+    """The client's newest assignment, live or not, that names the model."""
+    rows = Assignment.objects.filter(client_id=client_id, model_id=model_id).order_by("-id")
+    return rows.values_list("pk", flat=True).first()
 
 
 def wake_waiting_sessions(project_ids: Iterable[uuid.UUID]) -> None:

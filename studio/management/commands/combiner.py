@@ -16,11 +16,13 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from federation.combiner.core import CombinerConfig, CombinerCore
 from federation.combiner.server import Listeners, build_server, listen
+from federation.dialects.fedn.servicer import register as fedn
 from federation.dialects.native.servicer import register as native
+from federation.dialects.scaleout.servicer import register as scaleout
 from foundation.errors import StudioError
 from studio.version import VERSION
 
-DIALECTS = [native]
+DIALECTS = [native, fedn, scaleout]
 
 
 class Command(BaseCommand):

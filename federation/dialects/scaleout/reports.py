@@ -1,0 +1,271 @@
+"""What Scaleout's clients report, translated to services. Each may be repeated safely."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import math
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from clients_app import presence
+from federation.combiner.connection import Identity
+from federation.combiner.core import CombinerCore
+from federation.combiner.intake import MAX_METADATA_BYTES, Receipt
+from federation.combiner.threads import in_rows
+from federation.dialects.scaleout import scaleout_pb2 as wire
+from federation.dialects.scaleout.containers import unwrapping
+from federation.dialects.scaleout.polling import Polled, report_of
+from federation.events.services import TelemetrySample, publish
+from federation.sessions import assignments
+from federation.sessions.choices import AssignmentStatus
+from foundation.errors import StudioError
+
+MAX_VALIDATION_BYTES = 1 << 20
+MAX_PAYLOAD_CHARS = 16 * 1024
+MAX_SERIES = 50
+MAX_SENTENCE_CHARS = 4000
+WIDEST = 4  # a client may send float64 for a model of half precision
+SLACK_BYTES = 1 << 20
+BELIEVED_CLOCK = dt.timedelta(days=7)  # records wait on the client while it is offline
+_LEVELS = {
+    wire.DEBUG: "debug",
+    wire.WARNING: "warning",
+    wire.ERROR: "error",
+}
+
+
+def correlated(text: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise StudioError("bad_id", "correlation_id must be that of a task from here.") from None
+
+
+def optional_uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
+
+
+def json_object(text: str, what: str, most_bytes: int) -> dict[str, Any]:
+    """Raises StudioError. NaN and the infinities are no JSON: such a scalar is kept as null."""
+    if len(text.encode()) > most_bytes:
+        raise StudioError("too_long", f"{what} must be at most {most_bytes} bytes of JSON.")
+    try:
+        value = json.loads(text or "{}", parse_constant=lambda _name: None)
+    except (ValueError, RecursionError):
+        raise StudioError("not_json", f"{what} must be a JSON object.") from None
+    if not isinstance(value, dict):
+        raise StudioError("not_json", f"{what} must be a JSON object.")
+    return value
+
+
+def version_in(parameters: str) -> str:
+    """Of `{"client-version": "1.1.0"}`."""
+    try:
+        said = json_object(parameters, "parameters", 4096).get("client-version")
+    except StudioError:
+        return ""
+    return said[:40] if isinstance(said, str) else ""
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------
+async def activities(core: CombinerCore, polled: Polled, given: Iterable[wire.ActivityReport]) -> None:
+    """What the client says of its tasks. Started is the receipt; completed ends nothing, for the update or the
+    validation does; failed and interrupted end the assignment with their reason."""
+    who = polled.connection.identity
+    for report in given:
+        assignment_id = optional_uuid(report.correlation_id)
+        if assignment_id is None or assignment_id not in polled.given:
+            if assignment_id is not None and report.done:
+                polled.done(assignment_id)
+            continue
+        if assignment_id not in polled.seen:
+            polled.seen.add(assignment_id)
+            core.hub.received(assignment_id)
+        if not report.done:
+            continue
+        polled.done(assignment_id)
+        polled.seen.discard(assignment_id)
+        if report.status in ("FAILED", "INTERRUPTED", "TIMEOUT"):
+            said = report_of(report)
+            reason = str(said.get("error") or said.get("msg") or f"the client reported {report.status}")
+            await in_rows(
+                assignments.end_with_reason,
+                client_id=who.client_id,
+                assignment_id=assignment_id,
+                status=AssignmentStatus.FAILED,
+                reason=reason[:900],
+            )
+            core.hub.done(who.client_id, assignment_id)
+
+
+async def model_update(core: CombinerCore, who: Identity, update: wire.ModelUpdate) -> Receipt:
+    """Bind the uploaded container to its assignment. Raises StudioError 400, 404, 503."""
+    assignment_id = correlated(update.correlation_id)
+    looked = await core.intake.look(who, assignment_id)
+    if isinstance(looked, Receipt):
+        core.hub.done(who.client_id, assignment_id)
+        return looked
+    staged = await core.staging.find(who, update.model_update_id)
+    if staged is None:
+        raise StudioError("no_upload", "The model of this update did not arrive; upload it first.", 404)
+    try:
+        meta = json_object(update.meta, "meta", MAX_METADATA_BYTES)
+        training = meta.get("training_metadata")
+        training = training if isinstance(training, dict) else {}
+        examples = training.get("num_examples")
+    except StudioError as error:
+        receipt = await core.intake.reject(who, looked, error.message)
+    else:
+        rest = {key: value for key, value in meta.items() if key not in ("training_metadata", "config")}
+        receipt = await core.intake.adopt(
+            who,
+            assignment_id,
+            staged,
+            num_examples=examples,  # type: ignore[arg-type]  # whatever it is, the intake checks it
+            metadata_json=json.dumps({**rest, **training}),
+            unwrap=unwrapping(WIDEST * looked.model_size_bytes + SLACK_BYTES),
+        )
+    await core.staging.discard(staged)
+    core.hub.done(who.client_id, assignment_id)
+    return receipt
+
+
+async def validation(core: CombinerCore, who: Identity, report: wire.ModelValidation) -> Receipt:
+    assignment_id = correlated(report.correlation_id)
+    try:
+        data = json_object(report.data, "A validation", MAX_VALIDATION_BYTES)
+    except StudioError as error:
+        await in_rows(
+            assignments.end_with_reason,
+            client_id=who.client_id,
+            assignment_id=assignment_id,
+            status=AssignmentStatus.REJECTED,
+            reason=error.message,
+        )
+        core.hub.done(who.client_id, assignment_id)
+        return Receipt("rejected", error.message)
+    verdict = await in_rows(
+        assignments.accept_validation,
+        client_id=who.client_id,
+        assignment_id=assignment_id,
+        data=data,
+        weight=0.0,  # as many examples as it trained on
+    )
+    core.hub.done(who.client_id, assignment_id)
+    return Receipt("accepted" if verdict.accepted else "refused", verdict.reason)
+
+
+async def metrics(who: Identity, polled: Polled | None, report: wire.ModelMetric) -> None:
+    """Logged while training; without a task that they fit they are left out."""
+    task = polled and polled.task(
+        session_id=report.session_id, round_id=report.round_id, model_id=report.model_id
+    )
+    if not task:
+        return
+    await in_rows(
+        assignments.log_metrics,
+        client_id=who.client_id,
+        assignment_id=task.assignment_id,
+        values={
+            metric.key: metric.value for metric in report.metrics[:MAX_SERIES] if math.isfinite(metric.value)
+        },
+        step=report.step.value,
+    )
+
+
+async def status(who: Identity, report: wire.Status) -> None:
+    await in_rows(
+        publish,
+        project_id=who.project_id,
+        kind="client.log",
+        level=_LEVELS.get(report.log_level, "info"),
+        message=report.status.strip()[:MAX_SENTENCE_CHARS],
+        client_id=who.client_id,
+    )
+
+
+# --- series -----------------------------------------------------------------------------------------------------
+def telemetry_record(who: Identity, record: wire.TelemetryRecord) -> list[TelemetrySample]:
+    """`{"value": 0.5}` is the series `key`; other numbers beside it are series of their own, `key.name`."""
+    at = _when(record.timestamp)
+    return [
+        TelemetrySample(who.project_id, who.client_id, at, name[:60], value)
+        for name, value in _numbers(record.key, _payload(record.payload))
+    ][:MAX_SERIES]
+
+
+def telemetry_message(who: Identity, message: wire.TelemetryMessage) -> list[TelemetrySample]:
+    at = _when(message.timestamp)
+    return [
+        TelemetrySample(who.project_id, who.client_id, at, each.key[:60], each.value)
+        for each in message.telemetries[:MAX_SERIES]
+        if each.key and math.isfinite(each.value)
+    ]
+
+
+def backlog(who: Identity, report: wire.BacklogReport) -> list[TelemetrySample]:
+    at = dt.datetime.now(dt.UTC)
+    values = {
+        "backlog_total": float(report.backlog_total),
+        "backlog_dropped_total": float(report.backlog_dropped_total),
+    }
+    return [TelemetrySample(who.project_id, who.client_id, at, key, value) for key, value in values.items()]
+
+
+async def attributes(who: Identity, values: dict[str, Any]) -> None:
+    if values:
+        await in_rows(presence.merge_attributes, client_id=who.client_id, attributes=values)
+
+
+def attribute_record(record: wire.AttributeRecord) -> dict[str, Any]:
+    payload = _payload(record.payload)
+    value = payload["value"] if set(payload) == {"value"} else payload
+    return {record.key[:60]: value} if record.key else {}
+
+
+async def inference(who: Identity, record: wire.InferenceResult) -> None:
+    await in_rows(
+        publish,
+        project_id=who.project_id,
+        kind="inference.result",
+        message=f"{who.name} reports {record.key[:100]}.",
+        client_id=who.client_id,
+        model=record.model_id[:60],
+        inference=record.inference_id[:60],
+        payload=_payload(record.payload),
+    )
+
+
+def _payload(text: str) -> dict[str, Any]:
+    try:
+        return json_object(text, "The payload of a record", MAX_PAYLOAD_CHARS)
+    except StudioError:
+        return {}
+
+
+def _numbers(key: str, payload: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in payload.items():
+        if key and isinstance(value, (int, float)) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except OverflowError:
+                continue
+            if math.isfinite(number):
+                yield (key if name == "value" else f"{key}.{name}"), number
+
+
+def _when(stamp: Timestamp) -> dt.datetime:
+    """The client's word, unless its clock is absurd."""
+    now = dt.datetime.now(dt.UTC)
+    try:
+        said = stamp.ToDatetime(tzinfo=dt.UTC)
+    except (ValueError, OverflowError):
+        return now
+    return said if abs(now - said) < BELIEVED_CLOCK else now

@@ -1,0 +1,53 @@
+"""The world of the compat tests: one Studio per file, a person on it, and devices with the published packages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.compat import environments
+from tests.compat.runners import Devices
+from tests.compat.world import World
+from tests.sdk_site import new_person
+from tests.services.stack import Stack
+
+CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+def needs(name: str) -> environments.Environment:
+    """That package's environment; where it cannot be built the test says so loudly, and under CI=true fails."""
+    try:
+        return environments.environment(name)
+    except environments.Unavailable as reason:
+        if CI:
+            pytest.fail(str(reason))
+        pytest.skip(f"NOT RUN: {reason}")
+
+
+@pytest.fixture(scope="session")
+def fedn_environment() -> environments.Environment:
+    """Where `fedn` is installed."""
+    return needs("fedn")
+
+
+@pytest.fixture(scope="session")
+def scaleout_environment() -> environments.Environment:
+    """Where `scaleout` is installed; needs a Python 3.12 or newer on this machine."""
+    return needs("scaleout")
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devices]:
+    """Starts clients; all of them end with the module."""
+    made = Devices(tmp_path_factory.mktemp("devices"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def world(live_stack: Stack, devices: Devices, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A Studio with one person on it, and the devices. `world.site()` makes a project."""
+    with new_person(live_stack.web) as api:
+        yield World(live_stack, api, devices, tmp_path_factory.mktemp("world"))

@@ -1,0 +1,3 @@
+from model import build, save
+
+save(build(), "seed.npz")

@@ -1,0 +1,1 @@
+print("the package has started", flush=True)
