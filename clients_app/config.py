@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
 
 import yaml
@@ -14,7 +15,8 @@ from clients_app.selectors import combiners_best_first
 @dataclass(frozen=True)
 class ClientConfig:
     """The content of a client.yaml. Addresses are host:port; the client prefers `combiner_tls`. `ca_cert` is inline
-    PEM or a path, and is asked for only where the site's authority is a private one."""
+    PEM or a path, and is asked for only where the site's authority is a private one. `ticket` is the token in the form
+    that Scaleout's client reads; it is no part of the file."""
 
     name: str
     client_id: str
@@ -23,16 +25,34 @@ class ClientConfig:
     combiner: str | None = None
     combiner_tls: str | None = None
     ca_cert: str | None = None
+    ticket: str = ""
 
     def as_dict(self) -> dict[str, str]:
         """What is set, in the order of the file."""
-        return {key: value for key, value in asdict(self).items() if value}
+        return {key: value for key, value in asdict(self).items() if value and key != "ticket"}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True, width=1000)
 
+    def to_fedn_yaml(self) -> str:
+        """The client.yaml of FEDn's own client, for `fedn client start -in client.yaml`."""
+        keys = {
+            "name": self.name,
+            "client_id": self.client_id,
+            "discover_host": self.api_url,
+            "token": self.token,
+        }
+        return yaml.safe_dump(keys, sort_keys=False, allow_unicode=True, width=1000)
 
-def config_for(client: Client, *, token: str, base_url: str) -> ClientConfig:
+    def scaleout_command(self) -> str:
+        """How Scaleout's own client is started as this client."""
+        return (
+            f"scaleout client start --remote-package -u {self.api_url} --client-id {self.client_id} "
+            f"-n {shlex.quote(self.name)} --token {self.ticket}"
+        )
+
+
+def config_for(client: Client, *, token: str, base_url: str, ticket: str = "") -> ClientConfig:
     """The config of a client whose fresh token this is. The combiner is only where to begin: the client asks
     `api_url` for the best one each time it starts."""
     best = next(iter(combiners_best_first(client.attributes)), None)
@@ -43,4 +63,5 @@ def config_for(client: Client, *, token: str, base_url: str) -> ClientConfig:
         token=token,
         combiner=best.address if best else None,
         combiner_tls=best.tls_address if best else None,
+        ticket=ticket,
     )

@@ -79,6 +79,13 @@ class Client(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def dialect_name(self) -> str:
+        """What it speaks, as a person says it; a dash before it first came."""
+        return {"": "–", "native": "Studio", "fedn": "FEDn", "scaleout": "Scaleout"}.get(
+            self.dialect, self.dialect
+        )
+
 
 class Registration(models.Model):
     """A device that registered itself over authenticated HTTP, and the token it did so with. A call that can carry no

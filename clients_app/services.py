@@ -21,6 +21,7 @@ from projects.scoping import reach
 from projects.tokens.choices import TokenKind
 from projects.tokens.models import Token
 from projects.tokens.services import create_token, revoke_token
+from projects.tokens.tickets import lasting_ticket
 
 MAX_NAME_CHARS = 120
 MAX_ATTRIBUTES = 1000
@@ -37,7 +38,7 @@ def register_client(
     client = Client(project=project, name=checked_name(name), created_by=actor.user)
     with transaction.atomic():
         _save(client)
-        _token, secret = create_token(
+        token, secret = create_token(
             actor=actor, kind=TokenKind.CLIENT, name=client.name, project=project, client=client
         )
         audit.record(actor, "client.create", project_id=project.pk, target=str(client.pk), name=client.name)
@@ -47,7 +48,8 @@ def register_client(
             message=f"Client {client.name} was registered.",
             client_id=client.pk,
         )
-    return client, config_for(client, token=secret, base_url=base_url), secret
+    config = config_for(client, token=secret, base_url=base_url, ticket=lasting_ticket(token, secret))
+    return client, config, secret
 
 
 def enrol_client(*, token: Token, name: str, base_url: str = "") -> tuple[Client, ClientConfig, str]:
@@ -90,7 +92,7 @@ def new_config(*, actor: Actor, client: Client, base_url: str = "") -> tuple[Cli
     with transaction.atomic():
         for old in _living_tokens(row):
             revoke_token(actor=actor, token=old)
-        _token, secret = create_token(
+        token, secret = create_token(
             actor=actor, kind=TokenKind.CLIENT, name=row.name, project=row.project, client=row
         )
         audit.record(actor, "client.config", project_id=row.project_id, target=str(row.pk))
@@ -100,7 +102,8 @@ def new_config(*, actor: Actor, client: Client, base_url: str = "") -> tuple[Cli
             message=f"Client {row.name} got a new config; its earlier token no longer works.",
             client_id=row.pk,
         )
-    return row, config_for(row, token=secret, base_url=base_url), secret
+    config = config_for(row, token=secret, base_url=base_url, ticket=lasting_ticket(token, secret))
+    return row, config, secret
 
 
 def set_attribute(*, actor: Actor, client: Client, key: str, value: str) -> Client:

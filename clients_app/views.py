@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from django.contrib import messages
@@ -14,14 +15,27 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from clients_app import services
 from clients_app.activity import telemetry_charts, work_of
+from clients_app.config import ClientConfig
 from clients_app.forms import ClientForm
 from clients_app.models import Client
 from clients_app.selectors import clients_of, combiners_of, described
 from federation.events.pages import live_frame
 from federation.events.selectors import events_of, of_kind
+from foundation.errors import invalid
 from projects.choices import Action
 from projects.pages import actor_of, attempt, go, open_project, page_of, shown
 from projects.scoping import reach
+
+
+CONFIG_FILES: dict[str, tuple[str, str, Callable[[ClientConfig], str]]] = {
+    "studio": ("client.yaml", "application/yaml", ClientConfig.to_yaml),
+    "fedn": ("client.yaml", "application/yaml", ClientConfig.to_fedn_yaml),
+    "scaleout": (
+        "start-client.sh",
+        "application/x-sh",
+        lambda config: f"#!/bin/sh\nexec {config.scaleout_command()}\n",
+    ),
+}
 
 
 def _base_url(request: HttpRequest) -> str:
@@ -73,7 +87,7 @@ def client_new(request: HttpRequest, slug: str) -> HttpResponse:
             ),
         )
         if made is not None:
-            context |= {"client": made[0], "config_yaml": made[1].to_yaml()}
+            context |= {"client": made[0], "config": made[1]}
             return shown(request, "clients/config.html", "clients/_config.html", context)
     return shown(
         request, "clients/new.html", "clients/_new.html", context | {"form": form}, invalid=bool(form.errors)
@@ -84,13 +98,17 @@ def client_new(request: HttpRequest, slug: str) -> HttpResponse:
 @login_required
 @require_POST
 def client_config(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpResponse:
-    """A fresh config as a file; the client's earlier token stops working."""
+    """A fresh config as a file, for the client that is named; the earlier token stops working."""
     client = _client(request, open_project(request, slug), pk)
+    wanted = request.POST.get("for", "studio")
+    if wanted not in CONFIG_FILES:
+        raise invalid("for", f"A config is for one of {', '.join(CONFIG_FILES)}.")
+    name, content_type, write = CONFIG_FILES[wanted]
     _, config, _ = services.new_config(actor=actor_of(request), client=client, base_url=_base_url(request))
     return HttpResponse(
-        config.to_yaml(),
-        content_type="application/yaml",
-        headers={"Content-Disposition": 'attachment; filename="client.yaml"'},
+        write(config),
+        content_type=content_type,
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )
 
 

@@ -15,6 +15,7 @@ from tests.services.environment import run_dir, wants_postgres, worker_id
 pytest_plugins = [
     "tests.services.fixtures",
     "tests.cast",
+    "tests.controller_cast",
     "tests.rig",
 ]
 

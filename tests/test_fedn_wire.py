@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 
 from clients_app.models import Client
+from federation.combiner import core
 from federation.dialects.fedn import fedn_pb2 as wire
+from federation.dialects.fedn import servicer
 from federation.events.models import Event
 from federation.models.models import Validation
 from federation.sessions.models import Assignment
@@ -191,7 +194,9 @@ def test_only_the_models_of_open_assignments_can_be_downloaded(rig: Rig, device:
     assert parts[-1].status == wire.FAILED
 
 
-def test_bytes_of_a_client_that_owes_nothing_go_nowhere(rig: Rig, combiner: CombinerHere, device: Make) -> None:
+def test_bytes_of_a_client_that_owes_nothing_go_nowhere(
+    rig: Rig, combiner: CombinerHere, device: Make
+) -> None:
     client = device()
     client.upload(npz([W, B]))
     assert list((rig.folder / "combiner-here" / "staged").iterdir()) == []
@@ -237,7 +242,9 @@ def test_metrics_attributes_and_telemetry_are_kept(rig: Rig, device: Make, wait_
     wait_until(lambda: rig.project.telemetry.filter(name="cpu_usage").exists())
 
 
-def test_a_client_id_that_nobody_registered_is_unwelcome(rig: Rig, combiner: CombinerHere, device: Make) -> None:
+def test_a_client_id_that_nobody_registered_is_unwelcome(
+    rig: Rig, combiner: CombinerHere, device: Make
+) -> None:
     page_made, _ = rig.client("made on the page")
     for client_id in (str(uuid.uuid4()), str(page_made.pk), "nonsense", ""):
         stranger = FednWire(combiner.address, client_id)
@@ -259,3 +266,44 @@ def test_revoking_the_token_of_a_registration_ends_all_its_streams(
         assert client.error is not None and client.error.code() == grpc.StatusCode.UNAUTHENTICATED
         with pytest.raises(grpc.RpcError):
             client.call(client.connector.SendHeartbeat, wire.Heartbeat())
+
+
+def test_a_hundred_heartbeats_cost_no_query(
+    combiner: CombinerHere, device: Make, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = device().open()
+    wait_until(lambda: uuid.UUID(client.client_id) in combiner.core.hub.connections)
+    looked: list[Any] = []
+    asked = core.in_rows
+
+    async def counted(work: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        looked.append(work)
+        return await asked(work, *args, **more)
+
+    for room in (core, servicer):
+        monkeypatch.setattr(room, "in_rows", counted)
+    for _ in range(100):
+        client.call(client.connector.SendHeartbeat, wire.Heartbeat())
+        client.call(
+            client.combiner.SendTelemetryMessage,
+            wire.TelemetryMessage(telemetries=[wire.TelemetryElem(key="cpu_usage", value=1.0)]),
+        )
+    assert [work for work in looked if work.__name__ != "renew_lease"] == []
+
+
+def test_a_model_is_encoded_once_for_all_who_download_it(
+    rig: Rig, combiner: CombinerHere, device: Make
+) -> None:
+    clients = [device(f"site {i}").open() for i in range(3)]
+    rig.session(min_clients=3)
+    bodies = []
+    for client in clients:
+        parts, _ = client.receive(client.next_task().model_id)
+        bodies.append(b"".join(part.data for part in parts))
+    assert len(set(bodies)) == 1
+    kept = list((rig.folder / "combiner-here" / "models").iterdir())
+    assert [path.suffix for path in kept] == [".npz"]
+    with zipfile.ZipFile(
+        kept[0]
+    ) as archive:  # plain: compressing float weights costs fifty times what it saves
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}

@@ -6,6 +6,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from federation.aggregation.aggregators import AGGREGATORS
 from federation.sessions.models import Assignment, Session
 from federation.sessions.selectors import RoundLine
 
@@ -15,6 +16,7 @@ class SessionOut(serializers.ModelSerializer[Session]):
     seed_model = serializers.UUIDField(source="seed_model_id")
     current_model = serializers.UUIDField(source="current_model_id")
     stop_asked = serializers.BooleanField()
+    config = serializers.SerializerMethodField()
 
     class Meta:
         model = Session
@@ -38,6 +40,10 @@ class SessionOut(serializers.ModelSerializer[Session]):
             "ended_at",
         ]
 
+    def get_config(self, session: Session) -> dict[str, Any]:
+        """Without what only the client of another dialect asks back."""
+        return {name: value for name, value in session.config.items() if name != "as_sent"}
+
 
 class TargetIn(serializers.Serializer[Any]):
     metric = serializers.CharField(max_length=120)
@@ -59,6 +65,23 @@ class SessionIn(serializers.Serializer[Any]):
     reserves = serializers.IntegerField(required=False)
     validate = serializers.BooleanField(required=False)  # type: ignore[assignment]  # DRF takes fields off the class
     client_settings = serializers.DictField(required=False)
+    aggregator = serializers.ChoiceField(
+        choices=[(name, one.title) for name, one in AGGREGATORS.items()],
+        required=False,
+        error_messages={
+            "invalid_choice": "There is no aggregator called “{input}”; there are "
+            f"{' and '.join(AGGREGATORS)}."
+        },
+    )
+    aggregator_kwargs = serializers.DictField(
+        required=False,
+        allow_null=True,
+        help_text="The aggregator's arguments, those left out by default. "
+        + " ".join(
+            f"{one.name}: {', '.join(argument.name for argument in one.arguments) or 'none'}."
+            for one in AGGREGATORS.values()
+        ),
+    )
     target = TargetIn(required=False, allow_null=True)
     max_failed_rounds = serializers.IntegerField(required=False)
     start_timeout_s = serializers.FloatField(required=False)

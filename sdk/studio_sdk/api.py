@@ -240,7 +240,8 @@ class StudioApi:
 
     def create_session(self, slug: str, seed_model: str, **settings: Any) -> Json:
         """A new session, started at once unless start=False. Settings: name, package, rounds, round_timeout_s,
-        min_clients, requested_clients, min_updates, validate, client_settings, target, max_failed_rounds."""
+        min_clients, requested_clients, min_updates, validate, client_settings, target, max_failed_rounds,
+        aggregator, aggregator_kwargs."""
         return self.rest.post(_of(slug, "sessions"), {"seed_model": seed_model, **settings}, creates=True)
 
     def start_session(self, slug: str, session_id: str) -> Json:

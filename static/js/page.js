@@ -101,7 +101,16 @@ document.addEventListener("input", (event) => {
   button.disabled = field.value.trim() !== field.dataset.mustEqual;
 });
 
+// Fields that one choice of a select needs are shown with it only. Without a script they are always there.
+function suit(select) {
+  all("[data-needs]", select.form).forEach((part) => {
+    const [name, value] = part.dataset.needs.split("=");
+    if (name === select.name) part.hidden = part.disabled = select.value !== value;
+  });
+}
+
 document.addEventListener("change", (event) => {
+  if (event.target.matches?.("form select")) suit(event.target);
   if (event.target.matches?.("[data-theme-choice]")) window.studioTheme.set(event.target.value);
   if (event.target.matches?.("[data-submit-on-change]")) event.target.form.requestSubmit();
 });
@@ -110,6 +119,7 @@ function prepare(root) {
   all("[data-must-equal]", root).forEach((field) => {
     field.form.querySelector("[type=submit]").disabled = field.value.trim() !== field.dataset.mustEqual;
   });
+  all("form select", root).forEach(suit);
   all("[data-theme-choice]", root).forEach((field) => {
     field.checked = field.value === window.studioTheme.get();
   });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,18 @@ from tests.compat.world import World
 from tests.sdk_site import new_person
 from tests.services.stack import Stack
 
+HERE = Path(__file__).parent
 CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+BUILDING_MAY_TAKE_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test comes first on a new machine waits until the environments are built."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(BUILDING_MAY_TAKE_S))
 
 
 def needs(name: str) -> environments.Environment:

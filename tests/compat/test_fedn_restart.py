@@ -40,7 +40,7 @@ def finished(site: Site, clients: dict[str, Device]) -> dict[str, Any]:
     session = site.session(rounds=2, min_clients=2, min_updates=2, round_timeout_s=90)
 
     def one_accepted() -> bool:
-        return [row["state"] for row in site.api.assignments(site.slug, session)].count("accepted") == 1
+        return [row["status"] for row in site.api.assignments(site.slug, session)].count("accepted") == 1
 
     wait_for(one_accepted, 30, "the first update")
     clients["held-back"].until_said("waiting at the gate")

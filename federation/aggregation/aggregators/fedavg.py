@@ -11,8 +11,8 @@ from .aggregator import Aggregator, Reduction
 
 class FedAvg(Aggregator):
     name = "fedavg"
-    title = "FedAvg: the mean of the updates"
-    hint = "Each update counts by its examples."
+    title = "FedAvg (their mean)"
+    hint = "FedAvg counts each update by its examples."
     plain_mean = True
 
     def reduce(self, files: Reduction, arguments: Mapping[str, Any]) -> str:

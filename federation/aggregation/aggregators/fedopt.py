@@ -11,8 +11,8 @@ from .aggregator import Aggregator, Choice, Number, Reduction
 
 class FedOpt(Aggregator):
     name = "fedopt"
-    title = "FedOpt: an adaptive step towards the mean"
-    hint = "Steadier than FedAvg where clients' data differ; its momentum lives as long as the session."
+    title = "FedOpt (adaptive steps)"
+    hint = "FedOpt is steadier where clients' data differ; what it remembers lives as long as the session."
     arguments = (
         Choice(
             "serveropt",
@@ -21,9 +21,20 @@ class FedOpt(Aggregator):
             {"adam": "Adam", "yogi": "Yogi", "adagrad": "Adagrad"},
             "Yogi forgets slower than Adam, Adagrad never.",
         ),
-        Number("learning_rate", "Server learning rate", 1e-3, "The length of a step.", above=0),
         Number(
-            "beta1", "Momentum (beta1)", 0.9, "Of earlier rounds, from 0 to below 1.", at_least=0, below=1
+            "learning_rate",
+            "Server learning rate",
+            1e-3,
+            "About how far a number of the model may move in a round.",
+            above=0,
+        ),
+        Number(
+            "beta1",
+            "Momentum (beta1)",
+            0.9,
+            "Share of earlier rounds in a step, from 0 to below 1.",
+            at_least=0,
+            below=1,
         ),
         Number(
             "beta2",
@@ -33,7 +44,9 @@ class FedOpt(Aggregator):
             at_least=0,
             below=1,
         ),
-        Number("tau", "Adaptivity (tau)", 1e-4, "Smaller is more adaptive; 0.0001 to 0.1.", above=0),
+        Number(
+            "tau", "Adaptivity (tau)", 1e-4, "Smaller is more adaptive; usual are 0.0001 to 0.1.", above=0
+        ),
     )
 
     def reduce(self, files: Reduction, arguments: Mapping[str, Any]) -> str:

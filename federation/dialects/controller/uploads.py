@@ -13,7 +13,7 @@ from federation.dialects.controller.callers import Caller
 from foundation.errors import invalid
 
 # From (caller, file_token) to the file, which is consumed when the context ends without an error.
-Resolver = Callable[[Caller, str], AbstractContextManager[UploadedFile[Any]]]
+Resolver = Callable[[Caller, str], "AbstractContextManager[UploadedFile[Any]]"]
 _resolvers: list[Resolver] = []
 
 

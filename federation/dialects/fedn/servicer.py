@@ -114,6 +114,7 @@ class FednCombiner(_Service, rpc.CombinerServicer):
         who = await self._who(context)
         connection = await self.core.hub.attach(who, dialect="fedn", version="")
         try:
+            await context.send_initial_metadata((("studio-combiner", self.core.config.name),))
             while True:
                 match await connection.outbox.get():
                     case Owed() as owed:

@@ -36,20 +36,25 @@ def session() -> None:
 @click.option("--min-updates", type=click.IntRange(1))
 @click.option("--validate/--no-validate", default=True, show_default=True)
 @click.option("--settings", help="Client settings (hyper-parameters) as a JSON object.")
+@click.option("--aggregator", help="How updates become a model: fedavg (default) or fedopt.")
+@click.option("--aggregator-args", help='Its arguments as a JSON object, such as {"serveropt": "adam"}.')
 @click.option("--target", help="Stop early, for example accuracy>=0.95 or loss<=0.1.")
 @click.option("--watch", is_flag=True, help="Then show its rounds until it ends.")
 @project_option
 @json_option
 def start(
-    name: str, seed_model: str | None, package_id: str | None, settings: str | None, target: str | None,
-    watch: bool, project: str | None, as_json: bool, **options: Any,
+    name: str, seed_model: str | None, package_id: str | None, settings: str | None,
+    aggregator_args: str | None, target: str | None, watch: bool, project: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Create a session and start it."""
     wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     if name:
         wanted["name"] = name
     if settings is not None:
-        wanted["client_settings"] = _settings(settings)
+        wanted["client_settings"] = _json_object("--settings", settings, '{"lr": 0.1}')
+    if aggregator_args is not None:
+        example = '{"serveropt": "adam"}'
+        wanted["aggregator_kwargs"] = _json_object("--aggregator-args", aggregator_args, example)
     if target is not None:
         wanted["target"] = _target(target)
     with api() as client:
@@ -114,13 +119,13 @@ def _newest(rows: Any, what: str, hint: str) -> str:
     return str(newest["id"])
 
 
-def _settings(text: str) -> dict[str, Any]:
+def _json_object(option: str, text: str, example: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise click.UsageError('--settings must be a JSON object such as {"lr": 0.1}.')
+        raise click.UsageError(f"{option} must be a JSON object such as {example}.")
     return content
 
 

@@ -30,6 +30,8 @@ def save(layers, path):
 
 def trained(layers):
     """One round of this client's training, and what it says about it."""
+    if os.environ.get("COMPAT_FAIL"):
+        raise RuntimeError("this client was told to fail")
     step = np.float32(os.environ.get("COMPAT_STEP", "1"))
     layers = {name: layer + step * np.float32(i + 1) for i, (name, layer) in enumerate(layers.items())}
     return layers, {"num_examples": int(os.environ.get("COMPAT_EXAMPLES", "1")), "step": float(step)}

@@ -31,7 +31,7 @@ def rows(caller: Caller) -> Any:
 
 
 def shaped(caller: Caller, found: Sequence[Combiner]) -> list[Shape]:
-    shapes = []
+    shapes: list[Shape] = []
     for row in found:
         host, port = split(row.address or row.tls_address)
         shapes.append(

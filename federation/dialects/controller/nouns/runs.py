@@ -20,7 +20,7 @@ def rows(caller: Caller) -> Any:
 
 
 def shaped(caller: Caller, found: Sequence[Event]) -> list[Shape]:
-    ids = {row.session_id for row in found}
+    ids = [row.session_id for row in found if row.session_id]
     known = {row.pk: row for row in sessions_of(caller.actor, caller.project).filter(pk__in=ids)}
     last: dict[Any, int] = {}
     for row in found:

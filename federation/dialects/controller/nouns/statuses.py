@@ -78,11 +78,12 @@ def _name(values: list[str]) -> Lookup | None:
 
 def _role(values: list[str]) -> Lookup | None:
     """One role, as the clients ask."""
-    return {
+    lookups: dict[str, Lookup] = {
         "CLIENT": {"client__isnull": False},
         "COMBINER": {"client": None, "combiner__isnull": False},
         "REDUCER": {"client": None, "combiner": None},
-    }.get(values[0])
+    }
+    return lookups.get(values[0])
 
 
 STATUSES = Noun(

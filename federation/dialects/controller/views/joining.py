@@ -102,13 +102,10 @@ class ClientConfig(ControllerView):
 
     def get(self, request: HttpRequest, caller: Caller) -> HttpResponseBase:
         scheme = "https" if request.is_secure() else "http"
-        address, _, port = (
-            request.get_host().rpartition(":") if ":" in request.get_host() else (request.get_host(), "", "")
-        )
         shape: dict[str, Any] = {
             "network_id": caller.project.slug,
             "discover_host": f"{scheme}://{request.get_host()}/{caller.project.slug}-fedn-reducer",
-            "discover_port": int(port) if port.isdigit() else (443 if request.is_secure() else 80),
+            "discover_port": int(request.get_port()),
         }
         package = package_for(caller)
         if request.GET.get("checksum", "true").lower() == "true" and package is not None:
