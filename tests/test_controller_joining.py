@@ -18,6 +18,7 @@ from tests.cast import ClientToken
 from tests.controller_cast import AsPerson, Controller
 from tests.pages_world import World
 
+
 def me(**more: Any) -> dict[str, Any]:
     return {
         "name": "north",

@@ -37,7 +37,6 @@ METHODS = {
 }
 # of the published contract, called by no client: the server's own parts talked over them
 REFUSED = {
-    "Combiner.SendModelPrediction",
     "Combiner.SendBackwardCompletion",
     "Connector.AllianceStatusStream",
     "Connector.ListActiveClients",

@@ -149,6 +149,7 @@ def test_a_deleted_projects_files_go_too_and_another_projects_stay(
     from django.core.files.base import ContentFile
 
     keys = [f"packages/{project.pk}/a.tgz", f"models/{project.pk}/m.safetensors", f"partials/{round_id}/p"]
+    keys.append(f"states/{project.pk}/s.safetensors")
     for key in [*keys, f"models/{other_project.pk}/m.safetensors"]:
         file.save(key, ContentFile(b"x"))
     Event.objects.create(project=project, kind="x", message="x")

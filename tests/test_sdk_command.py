@@ -143,6 +143,16 @@ def test_from_login_to_a_downloaded_model(live_stack: Stack, shell: Shell) -> No
         shell("model", "download", session["current_model"], "--output", "final.npz")
         assert np.load(shell.folder / "final.npz")["w"].tolist() == [4, 4, 4]
         assert "site-a" in shell("event", "tail", "--no-follow")
+        arguments = '{"serveropt": "yogi", "learning_rate": 0.5}'
+        stepped = shell.json(
+            "session", "start", "--rounds", "1", "--seed-model", session["current_model"], "--settings", '{"step": 2}',
+            "--aggregator", "fedopt", "--aggregator-args", arguments,
+        )  # fmt: skip
+        assert stepped["config"]["aggregator_kwargs"] == {
+            "serveropt": "yogi", "learning_rate": 0.5, "beta1": 0.9, "beta2": 0.99, "tau": 0.0001,
+        }  # fmt: skip
+        # from 4 towards 6, by 0.5 * (0.1 * 2) / (sqrt(0.01 * 2 * 2) + 0.0001)
+        assert "round 1: 1 updates  mean 4.5" in shell("session", "watch", stepped["id"])
     finally:
         client.terminate()
         assert client.wait(10) == 0
@@ -153,6 +163,7 @@ def test_each_kind_of_refusal_has_its_exit_code(site: Site, shell: Shell, live_s
     shell("login", live_stack.web, "--token", "stu_nonsense", code=3)
     shell("nonsense", code=2)
     shell("session", "start", "--settings", "[]", code=2)
+    shell("session", "start", "--aggregator", "fedopt", "--aggregator-args", "adam", code=2)
     shell.env |= {"STUDIO_URL": f"http://{free_address()}", "STUDIO_TOKEN": "t"}
     assert "cannot be reached" in shell("project", "list", code=5)
     token = str(site.api.rest._session.headers["Authorization"]).removeprefix("Bearer ")

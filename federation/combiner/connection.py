@@ -8,6 +8,7 @@ import uuid
 from dataclasses import dataclass, field
 
 from federation.sessions.assignments import Owed
+from federation.sessions.commands import Ordered
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Stop working on an assignment: it has ended."""
+    """Stop working on an assignment, or an order: it has ended."""
 
     assignment_id: uuid.UUID
     reason: str
@@ -37,7 +38,7 @@ class Farewell:
     retry: bool
 
 
-Delivery = Owed | Cancel | Farewell
+Delivery = Owed | Ordered | Cancel | Farewell
 
 
 @dataclass(eq=False)
@@ -55,10 +56,14 @@ class Connection:
     can_validate: bool = True
     silence_s: float | None = None  # a client that polls is gone when not heard from for so long
     heard_at: float = field(default_factory=time.monotonic)
+    takes: frozenset[str] = frozenset()  # kinds of command
 
     @property
     def silent(self) -> bool:
         return self.silence_s is not None and time.monotonic() - self.heard_at > self.silence_s
+
+    def knows(self, task: Owed | Ordered) -> bool:
+        return isinstance(task, Owed) or task.kind in self.takes
 
     def send(self, delivery: Delivery) -> None:
         self.outbox.put_nowait(delivery)

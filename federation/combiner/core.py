@@ -22,7 +22,7 @@ from federation.combiner.spool import Spool
 from federation.combiner.staging import Staging
 from federation.combiner.threads import in_rows
 from federation.sessions import assignments
-from federation.sessions.assignments import WorkGrant
+from federation.sessions.assignments import ModelGrant, WorkGrant
 from foundation.errors import StudioError
 from foundation.throttles import TOKEN_FAILURES
 from projects.tokens import tickets
@@ -184,11 +184,11 @@ class CombinerCore:
 
     async def grant_model(
         self, who: Identity, model_id: uuid.UUID, form: Form | None = None
-    ) -> tuple[int, WorkGrant]:
-        """As `grant_download`, for a client that says only the model: one of its live assignments must name it."""
+    ) -> tuple[int, ModelGrant]:
+        """As `grant_download`, for a client that says only the model: one of its live tasks must name it."""
         grant = await in_rows(assignments.model_grant, who.client_id, model_id)
         if grant is None:
-            raise StudioError("not_found", "No open assignment of this client names that model.", 404)
+            raise StudioError("not_found", "No open task of this client names that model.", 404)
         return await self.downloads.open(grant, form), grant
 
 

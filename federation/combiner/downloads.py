@@ -14,7 +14,7 @@ import structlog
 from django.core.files.storage import FileSystemStorage
 
 from federation.combiner.threads import in_files
-from federation.sessions.assignments import WorkGrant
+from federation.sessions.assignments import ModelGrant
 from foundation import storage
 from foundation.errors import StudioError
 
@@ -30,7 +30,7 @@ class Form:
     a thread; `name` is unique among forms; what it writes may depend on the model alone."""
 
     name: str
-    write: Callable[[Path, Path, WorkGrant], None]
+    write: Callable[[Path, Path, ModelGrant], None]
 
 
 class Downloads:
@@ -42,7 +42,7 @@ class Downloads:
         folder.mkdir(parents=True, mode=0o700)
         self._kept: OrderedDict[str, asyncio.Future[Path]] = OrderedDict()
 
-    async def open(self, grant: WorkGrant, form: Form | None = None) -> int:
+    async def open(self, grant: ModelGrant, form: Form | None = None) -> int:
         """A file descriptor of the model that the grant names, as stored or in another form (made once for all
         clients); the caller closes it. Raises StudioError 404, 503."""
         try:
@@ -59,7 +59,7 @@ class Downloads:
                 "try_again_later", "The model cannot be read from storage now; try again later.", 503
             ) from error
 
-    async def _path(self, grant: WorkGrant, form: Form | None = None) -> Path:
+    async def _path(self, grant: ModelGrant, form: Form | None = None) -> Path:
         if form is not None:
             return await self._kept_as(
                 f"{grant.model_id}.{form.name}", lambda target: self._written(grant, form, target)
@@ -82,7 +82,7 @@ class Downloads:
             (self.folder / old).unlink(missing_ok=True)
         return await asyncio.shield(task)
 
-    async def _written(self, grant: WorkGrant, form: Form, target: Path) -> Path:
+    async def _written(self, grant: ModelGrant, form: Form, target: Path) -> Path:
         source = await self._path(grant)
         draft = target.with_name(f"{target.name}.part")
         await in_files(form.write, source, draft, grant)

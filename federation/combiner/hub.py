@@ -22,7 +22,9 @@ from clients_app.presence import CombinerLease
 from federation.combiner.connection import Cancel, Connection, Farewell, Identity
 from federation.combiner.threads import in_rows
 from federation.events.services import TelemetrySample, record_telemetry
-from federation.sessions import assignments
+from federation.sessions import assignments, commands
+from federation.sessions.assignments import Owed
+from federation.sessions.commands import Ordered
 from foundation.hints import COMBINER_CHANNEL
 from projects.tokens.selectors import dead_tokens
 
@@ -62,10 +64,14 @@ class Hub:
         holds: Iterable[uuid.UUID] = (),
         attributes: dict[str, Any] | None = None,
         silence_s: float | None = None,
+        takes: Iterable[str] = (),
     ) -> Connection:
         """A client's stream opened, or, with `silence_s`, its first poll came: it is detached when `heard` of no more
-        for so long. An older connection of the same client ends."""
-        connection = Connection(identity, dialect, version, given=set(holds), silence_s=silence_s)
+        for so long. `takes`: the kinds of command that its dialect has words for. An older connection of the same
+        client ends."""
+        connection = Connection(
+            identity, dialect, version, given=set(holds), silence_s=silence_s, takes=frozenset(takes)
+        )
         older = self.connections.get(identity.client_id)
         if older is not None:
             older.send(Farewell("replaced", "this client connected again elsewhere", retry=False))
@@ -171,28 +177,28 @@ class Hub:
             return
         before = {pk: set(self.connections[pk].given) for pk in client_ids if pk in self.connections}
         answered = {pk: set(self.connections[pk].answered) for pk in before}
-        rows = await in_rows(assignments.owed, client_ids)
+        rows = await in_rows(_owed, client_ids)
         still: dict[uuid.UUID, set[uuid.UUID]] = {pk: set() for pk in before}
         for row in rows:
             still.setdefault(row.client_id, set()).add(row.assignment_id)
             connection = self.connections.get(row.client_id)
             if connection is None or row.assignment_id in connection.answered:
                 continue
-            if row.assignment_id not in connection.given:
+            if row.assignment_id not in connection.given and connection.knows(row):
                 connection.given.add(row.assignment_id)
                 connection.send(row)
         for client_id, earlier in answered.items():
             if client_id in self.connections:
                 self.connections[client_id].answered -= earlier - still[client_id]
         ended = {a: pk for pk, given in before.items() for a in given - still[pk]}
-        reasons = await in_rows(assignments.reasons_of_end, list(ended)) if ended else {}
+        reasons = await in_rows(_reasons_of_end, list(ended)) if ended else {}
         for assignment_id, client_id in ended.items():
             connection = self.connections.get(client_id)
             if connection is None or assignment_id not in connection.given:
                 continue
             connection.given.discard(assignment_id)
             status, reason = reasons.get(assignment_id, ("cancelled", "this assignment no longer exists"))
-            if status != "accepted":
+            if status not in ("accepted", "completed"):
                 connection.send(Cancel(assignment_id, reason or status))
 
     async def _drop_dead_tokens(self) -> None:
@@ -237,6 +243,7 @@ class Hub:
         telemetry, self._telemetry = self._telemetry, []
         if received:
             await in_rows(assignments.mark_delivered, received)
+            await in_rows(commands.note_started, received)
         if progress:
             await in_rows(assignments.note_progress, progress)
         if telemetry:
@@ -269,3 +276,11 @@ class Hub:
         self._on_wake()
         if clients:
             self.wake(clients)
+
+
+def _owed(client_ids: set[uuid.UUID]) -> list[Owed | Ordered]:
+    return [*assignments.owed(client_ids), *commands.ordered(client_ids)]
+
+
+def _reasons_of_end(ids: list[uuid.UUID]) -> dict[uuid.UUID, tuple[str, str]]:
+    return assignments.reasons_of_end(ids) | commands.reasons_of_end(ids)

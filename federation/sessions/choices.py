@@ -88,3 +88,29 @@ LIVE_ASSIGNMENT = ("assigned", "delivered")
 class AssignmentKind(models.TextChoices):
     TRAIN = "train"
     VALIDATE = "validate"
+
+
+class CommandKind(models.TextChoices):
+    CUSTOM = "custom"  # user code of that name runs on the client
+    PREDICT = "predict"  # the client predicts with a model and sends what it found
+    VALIDATE = "validate"  # the client measures a model
+    STAGE = "stage"  # the client fetches a model and keeps it
+
+
+class OrderStatus(models.TextChoices):
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    SKIPPED = "skipped"
+    TIMEOUT = "timeout"
+
+
+_ORDER_ENDS = frozenset({"completed", "failed", "interrupted", "skipped", "timeout"})
+ORDER_MOVES: Moves = {
+    "pending": _ORDER_ENDS | {"running"},
+    "running": _ORDER_ENDS - {"skipped"},
+    **{end: frozenset() for end in _ORDER_ENDS},
+}
+LIVE_ORDER = ("pending", "running")

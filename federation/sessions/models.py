@@ -8,9 +8,12 @@ from django.db.models import Q
 
 from federation.sessions.choices import (
     LIVE_ASSIGNMENT,
+    LIVE_ORDER,
     OPEN_ROUND,
     AssignmentKind,
     AssignmentStatus,
+    CommandKind,
+    OrderStatus,
     RoundStatus,
     SessionStatus,
     ShareStatus,
@@ -171,3 +174,52 @@ class Assignment(models.Model):
         indexes = [
             models.Index(fields=["client"], name="assignment_owed", condition=Q(status__in=LIVE_ASSIGNMENT)),
         ]
+
+
+class Command(models.Model):
+    """Something that clients are asked to do outside any round: one order for each of them."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    project = models.ForeignKey("projects.Project", models.CASCADE, related_name="commands")
+    kind = models.CharField(max_length=10, choices=CommandKind.choices)
+    name = models.CharField(max_length=120, blank=True, help_text="of a custom command, without its prefix")
+    model = models.ForeignKey(
+        "federation_models.Model", models.RESTRICT, null=True, blank=True, related_name="+"
+    )
+    parameters = models.JSONField(default=dict, blank=True)
+    deadline = models.DateTimeField()
+    created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = ScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return self.name or self.kind
+
+
+class Order(models.Model):
+    """A command for one client, and what came of it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    project = models.ForeignKey("projects.Project", models.CASCADE, related_name="orders")
+    command = models.ForeignKey(Command, models.CASCADE, related_name="orders")
+    client = models.ForeignKey("clients_app.Client", models.CASCADE, related_name="orders")
+    status = models.CharField(max_length=12, choices=OrderStatus.choices, default=OrderStatus.PENDING)
+    response = models.JSONField(null=True, blank=True)
+    reason = models.CharField(max_length=1000, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    objects = ScopedQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [models.UniqueConstraint(fields=["command", "client"], name="order_once")]
+        indexes = [models.Index(fields=["client"], name="order_owed", condition=Q(status__in=LIVE_ORDER))]
+
+    def __str__(self) -> str:
+        return f"{self.command} by {self.client}"

@@ -8,7 +8,7 @@ import structlog
 from celery import shared_task
 from django.db import OperationalError
 
-from federation.sessions import engine, reduction, sweeping
+from federation.sessions import commands, engine, reduction, sweeping
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +35,11 @@ def reduce_round(round_id: str) -> None:
     session_id = reduction.reduce_round(uuid.UUID(round_id))
     if session_id is not None:
         engine.advance(session_id)
+
+
+@shared_task(name="federation.sessions.tasks.time_out_commands", ignore_result=True)
+def time_out_commands() -> None:
+    commands.time_out()
 
 
 @shared_task(name="federation.sessions.tasks.sweep", ignore_result=True)

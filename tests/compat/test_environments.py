@@ -64,17 +64,22 @@ def test_it_is_built_once_and_its_scripts_run_from_where_it_lies() -> None:
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
 
 
+def whole(folder: Path) -> bool:
+    environments._version_of.cache_clear()
+    return environments.is_whole(folder, TINY)
+
+
 def test_a_damaged_one_is_noticed_and_built_again() -> None:
     folder = built()
     [module] = folder.glob("lib/python3*/site-packages/tiny.py")
     for victim in (folder / environments._MARK, module, folder / "bin" / "python"):
         kept = victim.rename(victim.with_name("kept"))
-        environments._version_of.cache_clear()
-        assert not environments.is_whole(folder, TINY), victim
+        assert not whole(folder), victim
         kept.rename(victim)
+        assert whole(folder), victim
     module.write_bytes(module.read_bytes()[:-1])
-    assert not environments.is_whole(folder, TINY)
-    assert environments.is_whole(built(), TINY)
+    assert not whole(folder)
+    assert whole(built())
 
 
 def test_a_dead_shim_on_the_path_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,9 @@ def test_a_late_update_is_refused_with_an_event_and_its_sender_lives(site: Site,
     late.until_said("waiting at the gate")
     gate.touch()
     late.until_said("UPLOAD_MODEL")
-    [event] = wait_for(lambda: events(site, "update.refused"), 15, "the refusal")
-    assert "late" in event["message"]
+    late.until_said("Sending model update to combiner")
+    said = wait_for(lambda: events(site, "update.refused"), 15, "the refusal")
+    assert ["late" in event["message"] for event in said] == [True], [event["message"] for event in said]
     assert_equal_layers(site.layers_of(ended["current_model"]), expected(1, (2.0, 4)))
     again = site.until_session(site.session(min_clients=2, min_updates=2))
     assert again["status"] == "finished", again
@@ -72,6 +73,7 @@ def test_a_wrong_token_is_told_to_the_user(site: Site) -> None:
 
 def test_an_id_of_another_project_is_refused_with_a_sentence(site: Site, steady: Device) -> None:
     elsewhere = site.world.site("Elsewhere")
+    elsewhere.upload_package()
     client = site.world.devices.start_fedn_client(
         "thief", url=site.url, token=elsewhere.enrolment_token, client_id=steady.client_id
     )

@@ -156,6 +156,16 @@ def test_a_round_that_fails_leaves_the_state_for_its_next_attempt(rows: Rows) ->
     assert_same(rows.arrays_of(session.current_model), update(adam.step(2)))
 
 
+def test_an_aggregator_that_the_server_no_longer_has_fails_the_round_by_name(rows: Rows) -> None:
+    session, clients = begin(rows, max_failed_rounds=1)
+    Session.objects.filter(pk=session.pk).update(config=session.config | {"aggregator": "median"})
+    train(rows, session, clients, 1, 4)
+    rows.reduce(session)
+    engine.advance(session.pk)
+    session.refresh_from_db()
+    assert session.status == "failed" and "no aggregator called 'median'" in rows.round(session).reason
+
+
 def huge(rows: Rows) -> Path:
     """A partial that no step can be taken to."""
     path = rows.folder / "huge"

@@ -34,9 +34,10 @@ from federation.dialects.fedn import fedn_pb2 as wire
 from federation.dialects.fedn import fedn_pb2_grpc as rpc
 from federation.dialects.fedn import tasks
 from federation.events.services import publish
-from federation.sessions import assignments
+from federation.sessions import assignments, commands
 from federation.sessions.assignments import Owed
-from federation.sessions.choices import AssignmentStatus
+from federation.sessions.choices import AssignmentStatus, OrderStatus
+from federation.sessions.commands import Ordered
 from foundation.errors import StudioError
 
 log = structlog.get_logger(__name__)
@@ -112,13 +113,13 @@ class FednCombiner(_Service, rpc.CombinerServicer):
     ) -> AsyncIterator[wire.TaskRequest]:
         """Open as long as the client is welcome: one that ends normally ends the client's process."""
         who = await self._who(context)
-        connection = await self.core.hub.attach(who, dialect="fedn", version="")
+        connection = await self.core.hub.attach(who, dialect="fedn", version="", takes=tasks.TYPE_OF_COMMAND)
         try:
             await context.send_initial_metadata((("studio-combiner", self.core.config.name),))
             while True:
                 match await connection.outbox.get():
-                    case Owed() as owed:
-                        yield tasks.task_request(owed, self.core.config.name)
+                    case (Owed() | Ordered()) as task:
+                        yield tasks.task_request(task, self.core.config.name)
                     case Cancel():
                         pass  # FEDn knows no way to stop a client; its update will be refused
                     case Farewell() as farewell:
@@ -192,6 +193,11 @@ class FednCombiner(_Service, rpc.CombinerServicer):
                 reason=error.message,
             )
             return self._said(f"rejected: {error.message}")
+        if await in_rows(
+            commands.accept_measured, client_id=who.client_id, order_id=assignment_id, data=data
+        ):
+            self.core.hub.done(who.client_id, assignment_id)
+            return self._said("accepted")
         verdict = await in_rows(
             assignments.accept_validation,
             client_id=who.client_id,
@@ -201,6 +207,29 @@ class FednCombiner(_Service, rpc.CombinerServicer):
         )
         self.core.hub.done(who.client_id, assignment_id)
         return self._said("accepted" if verdict.accepted else f"refused: {verdict.reason}")
+
+    async def SendModelPrediction(self, request: wire.ModelPrediction, context: Context) -> wire.Response:
+        """`prediction_id` is the command, `correlation_id` the order of this client."""
+        who = await self._who(context)
+        order_id = tasks.as_id(request.correlation_id)
+        try:
+            data = validation_json(request.data)
+            status, reason = OrderStatus.COMPLETED, ""
+        except StudioError as error:
+            data, status, reason = {}, OrderStatus.FAILED, error.message
+        ended = order_id is not None and await in_rows(
+            commands.end_order,
+            client_id=who.client_id,
+            order_id=order_id,
+            status=status,
+            response=data,
+            reason=reason,
+        )
+        if order_id is not None:
+            self.core.hub.done(who.client_id, order_id)
+        return self._said(
+            "accepted" if ended else "refused: this prediction was not asked for, or came before"
+        )
 
     async def SendModelMetric(self, request: wire.ModelMetric, context: Context) -> wire.Response:
         who = await self._who(context)
@@ -278,7 +307,7 @@ class FednModels(_Service, rpc.ModelServiceServicer):
             yield wire.ModelResponse(id=request.id, status=wire.FAILED, message=error.message)
             return
         try:
-            self.core.hub.received(grant.assignment_id)
+            self.core.hub.received(grant.task_id)
             offset = 0
             while data := await in_files(os.pread, file, SENT_BYTES, offset):
                 yield wire.ModelResponse(data=data, id=request.id, status=wire.IN_PROGRESS)

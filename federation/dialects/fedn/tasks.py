@@ -10,35 +10,42 @@ from typing import Any
 
 from federation.dialects.fedn import fedn_pb2 as wire
 from federation.sessions.assignments import Owed
-from federation.sessions.choices import AssignmentKind
+from federation.sessions.choices import AssignmentKind, CommandKind
+from federation.sessions.commands import Ordered
 
 MAX_META_CHARS = 256 * 1024
-_TYPE_OF_KIND = {
+TYPE_OF_ASSIGNMENT = {
     AssignmentKind.TRAIN: wire.MODEL_UPDATE,
     AssignmentKind.VALIDATE: wire.MODEL_VALIDATION,
 }
+TYPE_OF_COMMAND = {
+    CommandKind.VALIDATE: wire.MODEL_VALIDATION,
+    CommandKind.PREDICT: wire.MODEL_PREDICTION,
+}
 
 
-def task_request(owed: Owed, combiner: str) -> wire.TaskRequest:
+def task_request(task: Owed | Ordered, combiner: str) -> wire.TaskRequest:
     """The client needs `round_id` in `data` and a sender whose role is COMBINER; it sends `data` back in `meta.config`,
-    and `correlation_id` with a validation: both name the assignment."""
-    assignment = str(owed.assignment_id)
-    data = {
-        "assignment_id": assignment,
-        "round_id": str(owed.round_number),
-        "session_id": str(owed.session_id),
-        "model_id": str(owed.model_id),
-        "client_settings": owed.settings,
-    }
+    and `correlation_id` with a validation: both name the assignment. Of a prediction it sends back `session_id`."""
+    name = str(task.assignment_id)
+    about: dict[str, Any]
+    if isinstance(task, Owed):
+        type_, session = TYPE_OF_ASSIGNMENT[AssignmentKind(task.kind)], str(task.session_id)
+        about = {"round_id": str(task.round_number), "client_settings": task.settings}
+    else:
+        type_, session = TYPE_OF_COMMAND[CommandKind(task.kind)], str(task.command_id)
+        about = {"round_id": "", "client_settings": task.parameters}
     return wire.TaskRequest(
         sender=wire.Client(role=wire.COMBINER, name=combiner),
-        receiver=wire.Client(role=wire.CLIENT, client_id=str(owed.client_id)),
-        model_id=str(owed.model_id),
-        data=json.dumps(data),
-        correlation_id=assignment,
+        receiver=wire.Client(role=wire.CLIENT, client_id=str(task.client_id)),
+        model_id=str(task.model_id),
+        data=json.dumps(
+            {"assignment_id": name, "session_id": session, "model_id": str(task.model_id), **about}
+        ),
+        correlation_id=name,
         timestamp=dt.datetime.now(dt.UTC).isoformat(),
-        session_id=str(owed.session_id),
-        type=_TYPE_OF_KIND[AssignmentKind(owed.kind)],
+        session_id=session,
+        type=type_,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from federation.aggregation.codecs import to_npz
 from federation.combiner.downloads import Form
-from federation.sessions.assignments import WorkGrant
+from federation.sessions.assignments import ModelGrant
 from foundation.errors import StudioError
 
 WEIGHTS = "training_model.bin"
@@ -29,7 +29,7 @@ BLOCK_BYTES = 1 << 20
 _END = struct.Struct("<4s4H2LH")
 
 
-def _write(source: Path, target: Path, grant: WorkGrant) -> None:
+def _write(source: Path, target: Path, grant: ModelGrant) -> None:
     """The model as these clients load it; the same bytes each time."""
     weights = target.with_name(f"{target.name}.npz")
     metadata = {"_version": VERSION, "model_id": str(grant.model_id), "helper_type": "numpyhelper"}

@@ -22,6 +22,7 @@ from federation.sessions.assignments.shares import (
     unfinished_shares,
 )
 from federation.sessions.assignments.work import (
+    ModelGrant,
     Owed,
     WorkGrant,
     largest_owed_bytes,
@@ -38,6 +39,7 @@ from federation.sessions.assignments.work import (
 
 __all__ = [
     "AcceptedUpdate",
+    "ModelGrant",
     "Owed",
     "ShareWork",
     "SpooledUpdate",

@@ -10,7 +10,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from clients_app.models import Combiner
-from federation.aggregation.aggregators import aggregator_named
+from federation.aggregation.aggregators import AGGREGATORS
 from federation.events.services import publish
 from federation.sessions import engine, rounds
 from federation.sessions.assignments.acceptance import look_now
@@ -63,7 +63,7 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
             share.assignments.filter(status=AssignmentStatus.ACCEPTED).select_related("client").order_by("id")
         )
         config = SessionConfig.from_json(share.round.session.config)
-        plain = aggregator_named(config.aggregator).plain_mean
+        aggregator = AGGREGATORS.get(config.aggregator)  # none: the reduction says so
         others = CombinerShare.objects.filter(round_id=share.round_id).exclude(pk=share.pk)
         work.append(
             ShareWork(
@@ -71,7 +71,9 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
                 round_id=share.round_id,
                 project_id=share.project_id,
                 closing=share.status == ShareStatus.CLOSING,
-                is_model=plain and not others.exclude(status=ShareStatus.ABANDONED).exists(),
+                is_model=aggregator is not None
+                and aggregator.plain_mean
+                and not others.exclude(status=ShareStatus.ABANDONED).exists(),
                 layout=share.round.input_model.layout,
                 accepted=tuple(
                     AcceptedUpdate(a.pk, a.client.name, a.spool_name, a.num_examples or 0.0) for a in accepted

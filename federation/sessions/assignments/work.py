@@ -14,11 +14,12 @@ from federation.models import services as models
 from federation.sessions.choices import (
     ASSIGNMENT_MOVES,
     LIVE_ASSIGNMENT,
+    LIVE_ORDER,
     AssignmentKind,
     AssignmentStatus,
     SessionStatus,
 )
-from federation.sessions.models import Assignment, Session
+from federation.sessions.models import Assignment, Order, Session
 from foundation import hints
 from foundation.moves import move
 
@@ -95,16 +96,10 @@ def note_progress(fractions: dict[uuid.UUID, float]) -> None:
 
 
 @dataclass(frozen=True)
-class WorkGrant:
-    """What a client may do with one of its own assignments."""
+class ModelGrant:
+    """A model that a client may fetch for a task: an assignment, or an order of a command."""
 
-    assignment_id: uuid.UUID
-    round_id: uuid.UUID
-    project_id: uuid.UUID
-    status: str
-    live: bool
-    kind: str
-    reason: str
+    task_id: uuid.UUID
     model_id: uuid.UUID
     model_key: str
     model_sha256: str
@@ -112,15 +107,42 @@ class WorkGrant:
     layout: list[Any]
 
 
+@dataclass(frozen=True)
+class WorkGrant(ModelGrant):
+    """What a client may do with one of its own assignments."""
+
+    round_id: uuid.UUID
+    project_id: uuid.UUID
+    status: str
+    live: bool
+    kind: str
+    reason: str
+
+    @property
+    def assignment_id(self) -> uuid.UUID:
+        return self.task_id
+
+
 def work_grant(client_id: uuid.UUID, assignment_id: uuid.UUID) -> WorkGrant | None:
     """None: there is no such assignment of this client."""
     return _grant(Assignment.objects.filter(pk=assignment_id, client_id=client_id))
 
 
-def model_grant(client_id: uuid.UUID, model_id: uuid.UUID) -> WorkGrant | None:
-    """The newest of the client's live assignments that name the model; None: there is none."""
-    rows = Assignment.objects.filter(client_id=client_id, model_id=model_id, status__in=LIVE_ASSIGNMENT)
-    return _grant(rows.order_by("-id"))
+def model_grant(client_id: uuid.UUID, model_id: uuid.UUID) -> ModelGrant | None:
+    """The newest of the client's live tasks that name the model; None: there is none."""
+    live = Assignment.objects.filter(client_id=client_id, model_id=model_id, status__in=LIVE_ASSIGNMENT)
+    grant = _grant(live.order_by("-id"))
+    if grant is not None:
+        return grant
+    order = (
+        Order.objects.filter(client_id=client_id, command__model_id=model_id, status__in=LIVE_ORDER)
+        .select_related("command__model")
+        .order_by("-id")
+        .first()
+    )
+    if order is None or (model := order.command.model) is None:
+        return None
+    return ModelGrant(order.pk, model.pk, model.key, model.sha256, model.size_bytes, model.layout)
 
 
 def largest_owed_bytes(client_id: uuid.UUID) -> int:
@@ -137,7 +159,7 @@ def _grant(rows: QuerySet[Assignment]) -> WorkGrant | None:
         return None
     live = row.status in LIVE_ASSIGNMENT
     return WorkGrant(
-        assignment_id=row.pk,
+        task_id=row.pk,
         round_id=row.round_id,
         project_id=row.project_id,
         status=row.status,
