@@ -215,6 +215,8 @@ class Hub:
                 connection.send(
                     Farewell("token_revoked", "the token of this client was revoked or expired", retry=False)
                 )
+                if connection.silence_s is not None:  # its next poll is refused: nobody reads the farewell
+                    await self.detach(connection)
 
     def farewell(self, code: str, reason: str) -> None:
         for connection in self.connections.values():

@@ -332,7 +332,8 @@ class FednModels(_Service, rpc.ModelServiceServicer):
         try:
             staged = await self.core.staging.begin(who, first.id[:200])
         except StudioError as error:
-            return await self._drain(who, chunks, first.id, error.message)
+            # no event: SendModelUpdate follows, and says which round it was too late for
+            return await self._drain(chunks, first.id, error.message)
         try:
             chunk: wire.ModelRequest | None = first
             while chunk is not None and chunk.status != wire.OK:
@@ -344,7 +345,8 @@ class FednModels(_Service, rpc.ModelServiceServicer):
         except StudioError as error:
             if error.status == 503:
                 raise
-            return await self._drain(who, chunks, first.id, error.message)
+            await self._note(who, "update.refused", f"An upload of {who.name} was refused: {error.message}")
+            return await self._drain(chunks, first.id, error.message)
         except OSError as error:
             log.error("staging.refused", error=str(error))
             raise StudioError("try_again_later", "This combiner's disk takes nothing now.", 503) from error
@@ -353,10 +355,9 @@ class FednModels(_Service, rpc.ModelServiceServicer):
         return wire.ModelResponse(id=first.id, status=wire.OK)
 
     async def _drain(
-        self, who: Identity, chunks: AsyncIterator[wire.ModelRequest], name: str, reason: str
+        self, chunks: AsyncIterator[wire.ModelRequest], name: str, reason: str
     ) -> wire.ModelResponse:
         """Refused, in the one way that leaves the client alive: it may send all of it, into nothing."""
-        await self._note(who, "update.refused", f"An upload of {who.name} was refused: {reason}")
         while await _next(chunks) is not None:
             pass
         return wire.ModelResponse(id=name[:200], status=wire.OK, message=reason)
