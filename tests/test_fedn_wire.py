@@ -18,7 +18,7 @@ from federation.combiner import core
 from federation.dialects.fedn import fedn_pb2 as wire
 from federation.dialects.fedn import servicer
 from federation.events.models import Event
-from federation.models.models import Validation
+from federation.models.models import ProjectDefaults, Validation
 from federation.sessions.models import Assignment
 from projects.models import Project
 from projects.tokens.models import Token
@@ -306,3 +306,18 @@ def test_a_model_is_encoded_once_for_all_who_download_it(
         kept[0]
     ) as archive:  # plain: compressing float weights costs fifty times what it saves
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+@pytest.mark.parametrize(("helper", "dtype"), [("binaryhelper", "<f8"), ("androidhelper", "<f4")])
+def test_helpers_of_bare_floats_train_too(rig: Rig, device: Make, helper: str, dtype: str) -> None:
+    ProjectDefaults.objects.create(project=rig.project, helper=helper)
+    client = device().open()
+    seed = rig.model({"0": np.arange(5, dtype=np.float32 if dtype == "<f4" else np.float64)})
+    session = rig.session(seed=seed)
+    task = client.next_task()
+    parts = client.call(client.models.Download, wire.ModelRequest(id=task.model_id))
+    got = np.frombuffer(b"".join(part.data for part in parts), dtype)
+    assert np.array_equal(got, np.arange(5))
+    assert client.update(task, client.upload((got + 1).tobytes())) == "accepted"
+    rig.until_session(session, "finished")
+    assert np.array_equal(rig.arrays_of(session.current_model)["0"], np.arange(1, 6))

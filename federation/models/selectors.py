@@ -60,7 +60,11 @@ def active_model(project: Project) -> Model | None:
 
 def helper_of(project: Project) -> str:
     """How clients that know several model formats are to read this project's; empty when nobody has said."""
-    row = ProjectDefaults.objects.filter(project=project).values_list("helper", "package__helper").first()
+    return helper_in(project.pk)
+
+
+def helper_in(project_id: uuid.UUID) -> str:
+    row = ProjectDefaults.objects.filter(project=project_id).values_list("helper", "package__helper").first()
     return next((name for name in row or () if name), "")
 
 

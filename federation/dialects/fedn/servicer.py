@@ -17,11 +17,9 @@ import grpc
 import structlog
 
 from clients_app import presence
-from federation.aggregation.codecs import to_npz
 from federation.combiner.calls import Context, caller_of
 from federation.combiner.connection import Cancel, Farewell, Identity
 from federation.combiner.core import CombinerCore
-from federation.combiner.downloads import Form
 from federation.combiner.reported import (
     MAX_LOG_CHARS,
     MAX_NAME_CHARS,
@@ -32,8 +30,9 @@ from federation.combiner.reported import (
 from federation.combiner.threads import in_files, in_rows
 from federation.dialects.fedn import fedn_pb2 as wire
 from federation.dialects.fedn import fedn_pb2_grpc as rpc
-from federation.dialects.fedn import tasks
+from federation.dialects.fedn import helpers, tasks
 from federation.events.services import publish
+from federation.models.selectors import helper_in
 from federation.sessions import assignments, commands
 from federation.sessions.assignments import Owed
 from federation.sessions.choices import AssignmentStatus, OrderStatus
@@ -48,7 +47,6 @@ MAX_CHUNK_BYTES = 2 << 20  # clients send 1 MiB
 CALL_IDLE_S = 120.0
 MAX_ATTRIBUTES = 50
 LEVELS = {wire.DEBUG: "debug", wire.WARNING: "warning", wire.ERROR: "error"}
-NPZ = Form("positional.npz", lambda source, target, _grant: to_npz(source, target, positional=True))
 
 
 def register(core: CombinerCore, server: grpc.aio.Server) -> None:
@@ -157,6 +155,7 @@ class FednCombiner(_Service, rpc.CombinerServicer):
                 file,
                 num_examples=answer.num_examples,
                 metadata_json=json.dumps(answer.metadata),
+                unwrap=helpers.unwrapping(await in_rows(helper_in, who.project_id)),
             )
         except StudioError as error:
             if error.status == 503:
@@ -300,7 +299,8 @@ class FednModels(_Service, rpc.ModelServiceServicer):
         try:
             if model_id is None:
                 raise StudioError("bad_id", "A model id is a UUID.")
-            file, grant = await self.core.grant_model(who, model_id, NPZ)
+            form = helpers.form_for(await in_rows(helper_in, who.project_id))
+            file, grant = await self.core.grant_model(who, model_id, form)
         except StudioError as error:
             if error.status == 503:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, error.message)
