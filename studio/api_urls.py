@@ -13,7 +13,7 @@ ROOMS = [
     "federation.models.api_urls",
     "federation.sessions.api_urls",
     "federation.events.api_urls",
-    # "federation.dialects.scaleout.urls",
+    "federation.dialects.scaleout.urls",
 ]
 
 urlpatterns = [path("", include(room)) for room in ROOMS]

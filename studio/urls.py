@@ -32,7 +32,7 @@ urlpatterns = [
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="api-schema"), name="api-docs"),
     path("api/v1/", include("studio.api_urls")),
     path("", include("federation.dialects.fedn.urls")),
-    # path("", include("federation.dialects.scaleout.login_urls")),
+    path("", include("federation.dialects.scaleout.login_urls")),
     *controller.urlpatterns,
     *controller.by_project,
     re_path(r"^api/", UnknownAddress.as_view(), name="api-unknown"),

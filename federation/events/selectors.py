@@ -31,6 +31,23 @@ def of_kind(rows: QuerySet[Event], kind: str) -> QuerySet[Event]:
     return rows.filter(Q(kind=kind) | Q(kind__startswith=f"{kind.rstrip('.')}."))
 
 
+def of_kinds_or_said(
+    kinds: Sequence[str], word: str, values: Sequence[str], *, rest_of: Sequence[str] = ()
+) -> Q:
+    """Events of one of `kinds`, or whose data says one of `values` under `word`; with `rest_of` also those of no kind
+    in it that say nothing there."""
+    found = Q(kind__in=kinds) | (Q(**{f"data__{word}__in": list(values)}) & ~Q(kind__in=rest_of))
+    if rest_of:
+        found |= ~Q(kind__in=rest_of) & Q(**{f"data__{word}__isnull": True})
+    return found
+
+
+def of_levels_or_said(levels: Sequence[str], word: str, values: Sequence[str]) -> Q:
+    """Events of one of `levels`, or, where their data names one under `word`, with one of `values` there."""
+    silent = Q(**{f"data__{word}__isnull": True})
+    return (Q(level__in=levels) & silent) | Q(**{f"data__{word}__in": list(values)})
+
+
 def from_level(rows: QuerySet[Event], level: str) -> QuerySet[Event]:
     """Events at least this grave."""
     return rows.filter(level__in=LEVELS[LEVELS.index(level) :])

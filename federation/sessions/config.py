@@ -13,6 +13,7 @@ from federation.aggregation.aggregators import aggregator_named
 from foundation.errors import invalid
 
 MAX_SETTINGS_BYTES = 64 * 1024
+MAX_NAMED_CLIENTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class SessionConfig:
     min_clients: int = 1  # a round does not begin with fewer
     requested_clients: int | None = None  # all that are online
     min_updates: int | None = None  # as many as min_clients
+    goal: int | None = None  # a round may end after so many updates; None: when everybody has answered
+    client_ids: list[str] = field(default_factory=list)  # only these take part; empty: whoever is online
     reserves: int = 0  # clients that may be asked in place of ones that went away
     validate: bool = True
     client_settings: dict[str, Any] = field(default_factory=dict)
@@ -140,6 +143,22 @@ def _uuid(values: Mapping[str, Any], name: str) -> uuid.UUID | None:
         raise invalid(name, f"{name} must be the id of one of this project's rows.") from None
 
 
+def parse_client_ids(value: Any, *, needed: int) -> list[str]:
+    """A list of client ids, or text with commas between them; empty: all. Raises StudioError 400."""
+    given = value.split(",") if isinstance(value, str) else value or []
+    if not isinstance(given, list) or len(given) > MAX_NAMED_CLIENTS:
+        raise invalid(
+            "client_ids", f"client_ids must be a list of at most {MAX_NAMED_CLIENTS} ids of clients."
+        )
+    try:
+        ids = sorted({str(uuid.UUID(str(one).strip())) for one in given if str(one).strip()})
+    except ValueError:
+        raise invalid("client_ids", "client_ids must be ids of this project's clients.") from None
+    if ids and len(ids) < needed:
+        raise invalid("client_ids", f"client_ids names {len(ids)} clients, but a round needs {needed}.")
+    return ids
+
+
 def parse_spec(values: Mapping[str, Any]) -> SessionSpec:
     """Check the fields of a request for a session (JSON or form). Raises StudioError with a sentence."""
     name = str(values.get("name") or "").strip()
@@ -157,6 +176,12 @@ def parse_spec(values: Mapping[str, Any]) -> SessionSpec:
         raise invalid("requested_clients", "requested_clients must not be fewer than min_clients.")
     if min_updates is not None and min_updates > (requested or max(min_clients, min_updates)):
         raise invalid("min_updates", "min_updates must not be more than requested_clients.")
+    goal = _number(values, "goal", None, 1, 100_000, whole=True)
+    if goal is not None and goal < (min_updates or min_clients):
+        raise invalid("goal", "goal must not be fewer than min_updates, without which no round counts.")
+    reserves = _number(values, "reserves", 0, 0, 1000, whole=True)
+    if goal is not None and reserves:
+        raise invalid("reserves", "reserves and goal exclude each other: both ask for more than is needed.")
     aggregator = aggregator_named(values.get("aggregator") or SessionConfig.aggregator)
     validate = values.get("validate", True)
     if isinstance(validate, str):
@@ -171,7 +196,9 @@ def parse_spec(values: Mapping[str, Any]) -> SessionSpec:
             min_clients=min_clients,
             requested_clients=requested,
             min_updates=min_updates,
-            reserves=_number(values, "reserves", 0, 0, 1000, whole=True),
+            goal=goal,
+            client_ids=parse_client_ids(values.get("client_ids"), needed=max(min_clients, min_updates or 1)),
+            reserves=reserves,
             validate=bool(validate),
             client_settings=_json_object(values, "client_settings", "hyper-parameters"),
             target=_target(values.get("target")),

@@ -93,7 +93,7 @@ def step(session: Session) -> bool:
 
 def begin(session: Session, config: SessionConfig, now: dt.datetime) -> bool:
     """No open round, rounds left: open one, or say what is waited for, and until when."""
-    clients = eligible_clients(session)
+    clients = eligible_clients(session, config)
     needed = max(config.min_clients, config.needed_updates)
     if len(clients) >= needed:
         chosen = choose(clients, config, seed=f"{session.pk}:{session.rounds_done}:{session.failed_in_row}")
@@ -170,7 +170,7 @@ def assign_reserve(session: Session, round_: Round, config: SessionConfig) -> bo
     trains = Assignment.objects.filter(round=round_, kind=AssignmentKind.TRAIN)
     asked = set(trains.values_list("client_id", flat=True))
     used = len(asked) - round_.goal
-    eligible = eligible_clients(session)
+    eligible = eligible_clients(session, config)
     online = {client.pk for client in eligible}
     done = set(trains.filter(status=AssignmentStatus.ACCEPTED).values_list("client_id", flat=True))
     busy = set(trains.filter(status__in=LIVE_ASSIGNMENT).values_list("client_id", flat=True)) & online

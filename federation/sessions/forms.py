@@ -61,7 +61,8 @@ class StartForm(forms.Form):
     )
     validate = forms.BooleanField(required=False, initial=True, label="Validate each model on the clients")
     aggregator = forms.ChoiceField(
-        choices=[(name, one.title) for name, one in AGGREGATORS.items()], required=False, label="How updates become a model",
+        choices=[(name, one.title) for name, one in AGGREGATORS.items()], required=False,
+        label="How updates become a model",
         help_text=" ".join(one.hint for one in AGGREGATORS.values()),
     )  # fmt: skip
     target_metric = forms.CharField(

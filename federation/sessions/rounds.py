@@ -70,7 +70,7 @@ def open_round(session: Session, clients: list[Client], config: SessionConfig, n
         session=session,
         number=number,
         attempt=attempt,
-        goal=len(clients),
+        goal=min(config.goal or len(clients), len(clients)),
         min_updates=config.needed_updates,
         input_model_id=session.current_model_id,
         deadline=deadline,

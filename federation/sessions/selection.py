@@ -10,9 +10,12 @@ from federation.sessions.config import SessionConfig
 from federation.sessions.models import Session
 
 
-def eligible_clients(session: Session) -> list[Client]:
-    """Clients of the project that are online, oldest first."""
-    return list(Client.objects.filter(project_id=session.project_id).online().order_by("id"))
+def eligible_clients(session: Session, config: SessionConfig) -> list[Client]:
+    """Clients of the project that are online and may take part, oldest first."""
+    rows = Client.objects.filter(project_id=session.project_id).online()
+    if config.client_ids:
+        rows = rows.filter(pk__in=config.client_ids)
+    return list(rows.order_by("id"))
 
 
 def choose(clients: Sequence[Client], config: SessionConfig, *, seed: str) -> list[Client]:

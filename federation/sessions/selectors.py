@@ -6,12 +6,12 @@ import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, Prefetch, Q, QuerySet
 
 from clients_app.selectors import clients_of
 from federation.models.selectors import means_of, packages_of, trail
 from federation.sessions.choices import LIVE_ASSIGNMENT, OPEN_ROUND, AssignmentKind, SessionStatus
-from federation.sessions.models import Assignment, CombinerShare, Round, Session
+from federation.sessions.models import Assignment, CombinerShare, Command, Order, Round, Session
 from projects.actors import Actor
 from projects.choices import Action
 from projects.models import Project
@@ -181,3 +181,19 @@ def counts_of(actor: Actor, project: Project) -> ProjectCounts:
         sessions=sessions.count(),
         trained=sessions.filter(rounds_done__gt=0).exists(),
     )
+
+
+def commands_of(actor: Actor, project: Project) -> QuerySet[Command]:
+    """What clients were asked to do outside any round, newest first, each with its orders and their clients."""
+    return (
+        Command.objects.visible_to(actor)
+        .filter(project=project)
+        .prefetch_related(Prefetch("orders", Order.objects.select_related("client")))
+        .order_by("-id")
+    )
+
+
+def orders_of(actor: Actor, project: Project) -> QuerySet[Order]:
+    """The same, one for each client."""
+    rows = Order.objects.visible_to(actor).filter(project=project)
+    return rows.select_related("command", "client").order_by("-id")

@@ -62,6 +62,14 @@ class SessionIn(serializers.Serializer[Any]):
     min_clients = serializers.IntegerField(required=False)
     requested_clients = serializers.IntegerField(required=False, allow_null=True)
     min_updates = serializers.IntegerField(required=False, allow_null=True)
+    goal = serializers.IntegerField(
+        required=False, allow_null=True, help_text="a round may end after so many updates"
+    )
+    client_ids = serializers.ListField(
+        child=serializers.UUIDField(),
+        required=False,
+        help_text="only these take part; empty: whoever is online",
+    )
     reserves = serializers.IntegerField(required=False)
     validate = serializers.BooleanField(required=False)  # type: ignore[assignment]  # DRF takes fields off the class
     client_settings = serializers.DictField(required=False)

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.compat import environments
+from tests.compat.outcomes import Outcomes
 from tests.compat.runners import Devices
 from tests.compat.world import World
 from tests.sdk_site import new_person
+from tests.services.environment import run_dir
 from tests.services.stack import Stack
 
 HERE = Path(__file__).parent
@@ -63,3 +65,11 @@ def world(live_stack: Stack, devices: Devices, tmp_path_factory: pytest.TempPath
     """A Studio with one person on it, and the devices. `world.site()` makes a project."""
     with new_person(live_stack.web) as api:
         yield World(live_stack, api, devices, tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest) -> Iterator[Outcomes]:
+    """Where a file writes down what worked; `python -m tests.compat.table` reads it after the run."""
+    made = Outcomes()
+    yield made
+    made.write(run_dir() / "compat" / f"{request.path.stem}.json")

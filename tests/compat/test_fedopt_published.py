@@ -15,7 +15,7 @@ from tests.compat.environments import Environment
 from tests.compat.runners import run_in
 from tests.rounds.rows import Rows
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.once, pytest.mark.django_db]
 
 ROUNDS, CLIENTS = 4, 3
 EXAMPLES = [[10, 350, 42], [7, 1, 1], [100, 100, 100], [3, 1200, 64]]

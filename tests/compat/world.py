@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import urllib.request
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +129,20 @@ class Site:
         made = self.api.create_token("laptop", kind="user", scopes=["read", "write", "admin"])
         return str(made["token"])
 
+    @cached_property
+    def scaleout_ticket(self) -> str:
+        """What `scaleout client create-enrollment-token` prints: good for any number of new devices."""
+        made = self.post("auth/enrollment-tokens", self.admin_token, name="devices", expires_in_hours=1)
+        return str(made["token"])
+
+    def post(self, path: str, token: str, **body: Any) -> dict[str, Any]:
+        """POST JSON below /api/v1/ as the published packages do."""
+        sent = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/api/v1/{path}", json.dumps(body).encode(), sent)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+        return found
+
     # --- content ----------------------------------------------------------------------------------------------
     def archive(self, form: str = "command") -> Path:
         """The compute package of that form as a .tgz; the importer form is packed as Scaleout's own command does."""
@@ -165,6 +180,12 @@ class Site:
         """A FEDn client with this project's client token, started; `env` adds to its environment."""
         return self.world.devices.start_fedn_client(
             name, url=self.url, token=self.enrolment_token, env={**share(step, examples), **env}
+        )
+
+    def scaleout_client(self, name: str, step: float = 1, examples: int = 1, **env: str) -> Device:
+        """A Scaleout client that enrols itself, started."""
+        return self.world.devices.start_scaleout_client(
+            name, url=self.url, token=self.scaleout_ticket, env={**share(step, examples), **env}
         )
 
     def native_client(self, name: str, step: float = 1, examples: int = 1, **env: str) -> Device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from django.urls import reverse
 from playwright.sync_api import Page, expect
 
@@ -11,6 +12,8 @@ from federation.sessions.models import Session
 from projects.models import User
 from tests.e2e.conftest import Complaints, Enter
 from tests.pages_world import World
+
+pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
 def dialog(page: Page, world: World) -> None:

@@ -12,6 +12,7 @@ from clients_app import presence
 from clients_app.models import Client, Combiner
 from federation.events.models import Event
 from federation.sessions import assignments, engine
+from federation.sessions.config import SessionConfig
 from federation.sessions.models import Assignment, CombinerShare, Session
 from federation.sessions.selection import eligible_clients
 from tests.rounds.rows import Rows, ago, assert_same, mean, update
@@ -132,11 +133,11 @@ def test_a_client_is_online_by_a_connection_of_a_combiner_with_a_live_lease(rows
     rows.online(lease, "a")
     Client.objects.create(project=rows.project, name="never-came")
     session = rows.session(start=False)
-    assert [c.name for c in eligible_clients(session)] == ["a"]
+    assert [c.name for c in eligible_clients(session, SessionConfig())] == ["a"]
     rows.lease_out(lease)
-    assert eligible_clients(session) == []
+    assert eligible_clients(session, SessionConfig()) == []
     rows.lease()  # started again: the client is not back yet
-    assert eligible_clients(session) == []
+    assert eligible_clients(session, SessionConfig()) == []
 
 
 def test_the_late_word_of_an_old_combiner_does_not_hide_a_client_that_came_back_elsewhere(rows: Rows) -> None:

@@ -32,7 +32,7 @@ from tests.wire_client import ACCEPTED
 pytestmark = pytest.mark.django_db
 
 KWARGS = {"serveropt": "adam", "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.5, "tau": 0.01}
-FEDOPT = {"aggregator": "fedopt", "aggregator_kwargs": KWARGS}
+FEDOPT: dict[str, Any] = {"aggregator": "fedopt", "aggregator_kwargs": KWARGS}
 
 
 class Adam:

@@ -22,8 +22,9 @@ _MAX_VALUES = 1000
 _HUMP = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 Lookup = dict[str, Any]
-# From the values of one filter to the lookup of the rows that have one of them; None: no row can.
-Filter = Callable[[list[str]], Lookup | None]
+# From the values of one filter to what a queryset is filtered by so that rows have one of them (a lookup, or a
+# condition that a selector made); None: no row can.
+Filter = Callable[[list[str]], Any]
 
 
 def by_text(column: str) -> Filter:
@@ -143,7 +144,7 @@ def narrowed(rows: Any, given: Mapping[str, Any], filters: Mapping[str, Filter],
         found = lookup(values) if values else None
         if found is None:
             return rows.none()
-        rows = rows.filter(**found)
+        rows = rows.filter(**found) if isinstance(found, dict) else rows.filter(found)
     return rows
 
 

@@ -44,7 +44,7 @@ def spec_from(given: Mapping[str, Any], project: Project) -> SessionSpec:
         values |= {"aggregator": sent.get("aggregator"), "aggregator_kwargs": sent.get("aggregator_kwargs")}
     buffered = whole_or_none(sent, "buffer_size")
     if buffered is not None and buffered > 0:
-        values["goal"] = buffered
+        values["goal"] = max(buffered, min_clients)
     return parse_spec(values)
 
 

@@ -10,6 +10,7 @@ from federation.dialects.controller.nouns.combiners import COMBINERS
 from federation.dialects.controller.nouns.metrics import METRICS
 from federation.dialects.controller.nouns.models import MODELS
 from federation.dialects.controller.nouns.packages import PACKAGES
+from federation.dialects.controller.nouns.predictions import PREDICTIONS
 from federation.dialects.controller.nouns.rounds import ROUNDS
 from federation.dialects.controller.nouns.runs import RUNS
 from federation.dialects.controller.nouns.sessions import SESSIONS
@@ -74,11 +75,8 @@ below_v1 = [
     at("attributes/list", attributes.AttributesByBody, "attributes-list"),
     at("attributes/count", attributes.AttributesCount, "attributes-count"),
     at("attributes/<pk>", attributes.OneAttribute, "attributes-one"),
-    at("predictions", predictions.Predictions, "predictions"),
     at("predictions/start", predictions.StartPredictions, "predictions-start"),
-    at("predictions/list", predictions.PredictionsByBody, "predictions-list"),
-    at("predictions/count", predictions.PredictionsCount, "predictions-count"),
-    at("predictions/<pk>", predictions.OnePrediction, "predictions-one"),
+    *lists_of(PREDICTIONS),
 ]
 status = at("get_controller_status", sessions.ControllerStatus, "status")
 

@@ -30,7 +30,7 @@ from federation.combiner.reported import (
 from federation.combiner.threads import in_files, in_rows
 from federation.dialects.fedn import fedn_pb2 as wire
 from federation.dialects.fedn import fedn_pb2_grpc as rpc
-from federation.dialects.fedn import helpers, tasks
+from federation.dialects.fedn import formats, tasks
 from federation.events.services import publish
 from federation.models.selectors import helper_in
 from federation.sessions import assignments, commands
@@ -155,7 +155,7 @@ class FednCombiner(_Service, rpc.CombinerServicer):
                 file,
                 num_examples=answer.num_examples,
                 metadata_json=json.dumps(answer.metadata),
-                unwrap=helpers.unwrapping(await in_rows(helper_in, who.project_id)),
+                unwrap=formats.unwrapping(await in_rows(helper_in, who.project_id)),
             )
         except StudioError as error:
             if error.status == 503:
@@ -299,7 +299,7 @@ class FednModels(_Service, rpc.ModelServiceServicer):
         try:
             if model_id is None:
                 raise StudioError("bad_id", "A model id is a UUID.")
-            form = helpers.form_for(await in_rows(helper_in, who.project_id))
+            form = formats.form_for(await in_rows(helper_in, who.project_id))
             file, grant = await self.core.grant_model(who, model_id, form)
         except StudioError as error:
             if error.status == 503:

@@ -14,26 +14,39 @@ from typing import Any
 from federation.combiner.connection import Cancel, Connection, Delivery, Farewell
 from federation.dialects.scaleout import scaleout_pb2 as wire
 from federation.sessions.assignments import Owed
-from federation.sessions.choices import AssignmentKind
+from federation.sessions.choices import AssignmentKind, CommandKind
+from federation.sessions.commands import Ordered
 
 TYPE_OF_KIND: dict[str, str] = {
     AssignmentKind.TRAIN: "Scaleout_ModelUpdate",
     AssignmentKind.VALIDATE: "Scaleout_Validation",
 }
+TYPE_OF_COMMAND: dict[str, str] = {
+    CommandKind.CUSTOM: "Custom_",  # and the command's name
+    CommandKind.PREDICT: "Scaleout_Inference",
+    CommandKind.VALIDATE: "Scaleout_Validation",
+    CommandKind.STAGE: "Scaleout_StageModel",
+}
+Task = Owed | Ordered
 REMEMBERED = 64  # ended tasks, of which records may still come
 
 
-def task_of(owed: Owed) -> wire.TaskRequest:
-    return wire.TaskRequest(
-        correlation_id=str(owed.assignment_id),
-        client_id=str(owed.client_id),
-        type=TYPE_OF_KIND[owed.kind],
-        model_id=str(owed.model_id),
-        session_id=str(owed.session_id),
-        round_id=str(owed.round_number),
-        data=json.dumps({"client_settings": owed.settings}),
+def task_of(task: Task) -> wire.TaskRequest:
+    request = wire.TaskRequest(
+        correlation_id=str(task.assignment_id),
+        client_id=str(task.client_id),
+        model_id=str(task.model_id or ""),
         timestamp=dt.datetime.now(dt.UTC).isoformat(),
     )
+    match task:
+        case Owed():
+            request.type = TYPE_OF_KIND[task.kind]
+            request.session_id, request.round_id = str(task.session_id), str(task.round_number)
+            request.data = json.dumps({"client_settings": task.settings})
+        case Ordered():
+            request.type = TYPE_OF_COMMAND[task.kind] + (task.name if task.kind == CommandKind.CUSTOM else "")
+            request.data = json.dumps({"parameters": task.parameters})
+    return request
 
 
 @dataclass(eq=False)
@@ -42,8 +55,8 @@ class Polled:
     one that it does not name did not arrive, or went with a process that was killed, and is given again."""
 
     connection: Connection
-    given: dict[uuid.UUID, Owed] = field(default_factory=dict)  # sent, its end not reported
-    ended: OrderedDict[uuid.UUID, Owed] = field(default_factory=OrderedDict)  # reported done
+    given: dict[uuid.UUID, Task] = field(default_factory=dict)  # sent, its end not reported
+    ended: OrderedDict[uuid.UUID, Task] = field(default_factory=OrderedDict)  # reported done
     aborting: set[uuid.UUID] = field(default_factory=set)  # the row has ended, the client still works on it
     seen: set[uuid.UUID] = field(default_factory=set)  # receipts already passed on
     over: Farewell | None = None
@@ -62,7 +75,7 @@ class Polled:
 
     def take(self, delivery: Delivery) -> None:
         match delivery:
-            case Owed() if delivery.assignment_id not in self.ended:
+            case Owed() | Ordered() if delivery.assignment_id not in self.ended:
                 self.given[delivery.assignment_id] = delivery
             case Cancel():
                 self.given.pop(delivery.assignment_id, None)
@@ -70,21 +83,27 @@ class Polled:
             case Farewell():
                 self.over = delivery
 
-    def done(self, assignment_id: uuid.UUID) -> bool:
-        """The client reports its end. False: it did so before, or this is no task of ours."""
+    def done(self, assignment_id: uuid.UUID) -> None:
+        """The client reports its end; perhaps again, perhaps of no task of ours."""
         self.aborting.discard(assignment_id)
-        owed = self.given.pop(assignment_id, None)
-        if owed is None:
-            return False
-        self.ended[assignment_id] = owed
+        self.seen.discard(assignment_id)
+        task = self.given.pop(assignment_id, None)
+        if task is not None:
+            self.ended[assignment_id] = task
         while len(self.ended) > REMEMBERED:
             self.ended.popitem(last=False)
-        return True
+
+    def known(self, task_id: uuid.UUID) -> Task | None:
+        return self.given.get(task_id) or self.ended.get(task_id)
 
     def task(self, *, session_id: str, round_id: str, model_id: str) -> Owed | None:
         """The newest task that records with these words are about; they carry no correlation id."""
         for owed in [*reversed(self.given.values()), *reversed(self.ended.values())]:
-            if (str(owed.session_id), str(owed.round_number), str(owed.model_id)) == (
+            if isinstance(owed, Owed) and (
+                str(owed.session_id),
+                str(owed.round_number),
+                str(owed.model_id),
+            ) == (
                 session_id,
                 round_id,
                 model_id,
@@ -95,8 +114,13 @@ class Polled:
 
 def report_of(report: wire.ActivityReport) -> dict[str, Any]:
     """The JSON object that a report answers with; anything else reads as empty."""
-    try:
-        value = json.loads(report.response) if len(report.response) <= 1 << 20 else None
-    except (ValueError, RecursionError):
-        value = None
+    value = json_value(report.response)
     return value if isinstance(value, dict) else {}
+
+
+def json_value(text: str) -> Any:
+    """None for what cannot be read. NaN and the infinities are no JSON: kept as null."""
+    try:
+        return json.loads(text, parse_constant=lambda _name: None)
+    except (ValueError, RecursionError):
+        return None

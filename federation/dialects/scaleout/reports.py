@@ -18,10 +18,12 @@ from federation.combiner.intake import MAX_METADATA_BYTES, Receipt
 from federation.combiner.threads import in_rows
 from federation.dialects.scaleout import scaleout_pb2 as wire
 from federation.dialects.scaleout.containers import unwrapping
-from federation.dialects.scaleout.polling import Polled, report_of
+from federation.dialects.scaleout.polling import Polled, Task, json_value, report_of
 from federation.events.services import TelemetrySample, publish
-from federation.sessions import assignments
-from federation.sessions.choices import AssignmentStatus
+from federation.sessions import assignments, commands
+from federation.sessions.assignments import Owed
+from federation.sessions.choices import AssignmentStatus, CommandKind, OrderStatus
+from federation.sessions.commands import Ordered
 from foundation.errors import StudioError
 
 MAX_VALIDATION_BYTES = 1 << 20
@@ -76,33 +78,48 @@ def version_in(parameters: str) -> str:
 
 # --- tasks ------------------------------------------------------------------------------------------------------
 async def activities(core: CombinerCore, polled: Polled, given: Iterable[wire.ActivityReport]) -> None:
-    """What the client says of its tasks. Started is the receipt; completed ends nothing, for the update or the
-    validation does; failed and interrupted end the assignment with their reason."""
-    who = polled.connection.identity
+    """What the client says of its tasks. Started is the receipt. Of an assignment, completed ends nothing, for the
+    update or the validation does; failed and interrupted end it with their reason."""
     for report in given:
-        assignment_id = optional_uuid(report.correlation_id)
-        if assignment_id is None or assignment_id not in polled.given:
-            if assignment_id is not None and report.done:
-                polled.done(assignment_id)
+        task_id = optional_uuid(report.correlation_id)
+        if task_id is None:
             continue
-        if assignment_id not in polled.seen:
-            polled.seen.add(assignment_id)
-            core.hub.received(assignment_id)
-        if not report.done:
-            continue
-        polled.done(assignment_id)
-        polled.seen.discard(assignment_id)
-        if report.status in ("FAILED", "INTERRUPTED", "TIMEOUT"):
-            said = report_of(report)
-            reason = str(said.get("error") or said.get("msg") or f"the client reported {report.status}")
+        task = polled.given.get(task_id)
+        if task is not None and task_id not in polled.seen:
+            polled.seen.add(task_id)
+            core.hub.received(task_id)
+        if report.done:
+            if task is not None:
+                await _ended(core, task, report)
+            polled.done(task_id)
+
+
+async def _ended(core: CombinerCore, task: Task, report: wire.ActivityReport) -> None:
+    said = report_of(report)
+    completed = report.status == "COMPLETED"
+    reason = str(said.get("error") or said.get("msg") or f"the client reported {report.status[:40]}")[:900]
+    match task:
+        case Owed() if not completed:
             await in_rows(
                 assignments.end_with_reason,
-                client_id=who.client_id,
-                assignment_id=assignment_id,
+                client_id=task.client_id,
+                assignment_id=task.assignment_id,
                 status=AssignmentStatus.FAILED,
-                reason=reason[:900],
+                reason=reason,
             )
-            core.hub.done(who.client_id, assignment_id)
+        case Ordered() if not completed or task.kind != CommandKind.VALIDATE:
+            interrupted = OrderStatus.INTERRUPTED if report.status == "INTERRUPTED" else OrderStatus.FAILED
+            await in_rows(
+                commands.end_order,
+                client_id=task.client_id,
+                order_id=task.assignment_id,
+                status=OrderStatus.COMPLETED if completed else interrupted,
+                response=json_value(report.response),
+                reason="" if completed else reason,
+            )
+        case _:
+            return
+    core.hub.done(task.client_id, task.assignment_id)
 
 
 async def model_update(core: CombinerCore, who: Identity, update: wire.ModelUpdate) -> Receipt:
@@ -137,7 +154,10 @@ async def model_update(core: CombinerCore, who: Identity, update: wire.ModelUpda
     return receipt
 
 
-async def validation(core: CombinerCore, who: Identity, report: wire.ModelValidation) -> Receipt:
+async def validation(
+    core: CombinerCore, who: Identity, task: Task | None, report: wire.ModelValidation
+) -> Receipt:
+    """Of a round's model, or of one that a command asked to measure; `task` is what the id is known to mean."""
     assignment_id = correlated(report.correlation_id)
     try:
         data = json_object(report.data, "A validation", MAX_VALIDATION_BYTES)
@@ -151,6 +171,11 @@ async def validation(core: CombinerCore, who: Identity, report: wire.ModelValida
         )
         core.hub.done(who.client_id, assignment_id)
         return Receipt("rejected", error.message)
+    if not isinstance(task, Owed) and await in_rows(
+        commands.accept_measured, client_id=who.client_id, order_id=assignment_id, data=data
+    ):
+        core.hub.done(who.client_id, assignment_id)
+        return Receipt("accepted")
     verdict = await in_rows(
         assignments.accept_validation,
         client_id=who.client_id,

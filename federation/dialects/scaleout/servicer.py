@@ -23,14 +23,14 @@ from federation.combiner.threads import in_files, in_rows
 from federation.dialects.scaleout import reports
 from federation.dialects.scaleout import scaleout_pb2 as wire
 from federation.dialects.scaleout.containers import CONTAINER
-from federation.dialects.scaleout.polling import Polled
+from federation.dialects.scaleout.polling import TYPE_OF_COMMAND, Polled, Task
 from federation.dialects.scaleout.scaleout_pb2_grpc import (
     CombinerClientServicer,
     ModelServiceServicer,
     add_CombinerClientServicer_to_server,
     add_ModelServiceServicer_to_server,
 )
-from federation.sessions import assignments
+from federation.sessions import assignments, commands
 from foundation.errors import StudioError
 from projects.tokens import tickets
 
@@ -202,12 +202,16 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
             dialect="scaleout",
             version=await self._version(who),
             holds=named,
+            takes=TYPE_OF_COMMAND,
             silence_s=min(max(MISSED_POLLS * interval_s, SILENCE_S[0]), SILENCE_S[1]),
         )
         polled = self._polled[who.client_id] = Polled(connection)
         if named:  # it goes on with what another combiner, or this one before a restart, gave it
-            owed = await in_rows(assignments.owed, [who.client_id])
-            polled.given = {row.assignment_id: row for row in owed if row.assignment_id in named}
+            owed: list[Task] = [
+                *await in_rows(assignments.owed, [who.client_id]),
+                *await in_rows(commands.ordered, [who.client_id]),
+            ]
+            polled.given = {task.assignment_id: task for task in owed if task.assignment_id in named}
         self._forget_gone()
         return polled
 
@@ -267,7 +271,10 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
     @unary
     async def SendModelValidation(self, request: wire.ModelValidation, context: Context) -> wire.Response:
         who = await self._who(context)
-        return await _answer(context, await reports.validation(self.core, who, request))
+        task_id = reports.optional_uuid(request.correlation_id)
+        polled = self._polled.get(who.client_id)
+        task = polled.known(task_id) if polled is not None and task_id is not None else None
+        return await _answer(context, await reports.validation(self.core, who, task, request))
 
     @unary
     async def SendModelMetric(self, request: wire.ModelMetric, context: Context) -> wire.Response:

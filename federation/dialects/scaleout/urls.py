@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from django.urls import re_path
+from typing import Any
 
-from federation.dialects.scaleout import enrolment, uploads
+from django.urls import URLPattern, re_path
+from django.views import View
 
-UPLOAD = r"^file-upload/(?P<upload_id>[0-9a-f]{1,64})"
+from federation.dialects.controller.views.lists import Count, Many
+from federation.dialects.scaleout import commands, enrolment, uploads
+from federation.dialects.scaleout.command_nouns import ROOTS
+
+
+def at(address: str, view: type[View], name: str, **settings: Any) -> URLPattern:
+    pattern = address.replace("<pk>", "(?P<pk>[^/]+)").replace("<upload>", "(?P<upload_id>[0-9a-f]{1,64})")
+    return re_path(rf"^{pattern}/?$", view.as_view(**settings), name=f"scaleout-{name}")
+
 
 urlpatterns = [
-    re_path(r"^clients/enroll/?$", enrolment.Enrol.as_view(), name="scaleout-enrol"),
-    re_path(r"^clients/token/?$", enrolment.Refresh.as_view(), name="scaleout-token"),
-    re_path(
-        r"^auth/enrollment-tokens/?$", enrolment.EnrolmentTokens.as_view(), name="scaleout-enrolment-tokens"
-    ),
-    re_path(r"^file-upload/init/?$", uploads.Begin.as_view(), name="scaleout-upload"),
-    re_path(rf"{UPLOAD}/chunk/?$", uploads.Chunk.as_view(), name="scaleout-upload-chunk"),
-    re_path(rf"{UPLOAD}/complete/?$", uploads.Complete.as_view(), name="scaleout-upload-complete"),
-    re_path(rf"{UPLOAD}/abort/?$", uploads.Abort.as_view(), name="scaleout-upload-abort"),
+    at("clients/enroll", enrolment.Enrol, "enrol"),
+    at("clients/token", enrolment.Refresh, "token"),
+    at("auth/enrollment-tokens", enrolment.EnrolmentTokens, "enrolment-tokens"),
+    at("file-upload/init", uploads.Begin, "upload"),
+    at("file-upload/<upload>/chunk", uploads.Chunk, "upload-chunk"),
+    at("file-upload/<upload>/complete", uploads.Complete, "upload-complete"),
+    at("file-upload/<upload>/abort", uploads.Abort, "upload-abort"),
+    at("control/run_command", commands.RunCommand, "run-command"),
+    at("control/start_inference", commands.StartInference, "inference"),
+    at("control/stop", commands.StopCurrent, "stop"),
+    at("control/continue", commands.ContinueCurrent, "continue"),
+    at("models/<pk>/stage", commands.StageModel, "stage"),
+    at("validations/start", commands.StartValidation, "validation"),
+    at("commands", commands.Commands, "commands"),
+    at("commands/roots", Many, "commands-roots", noun=ROOTS),
+    at("commands/count", Count, "commands-count", noun=ROOTS),
+    at("commands/<pk>", commands.OneCommand, "command"),
+    at("commands/<pk>/stop", commands.EndCommand, "command-stop"),
+    at("commands/<pk>/skip", commands.EndCommand, "command-skip", skip=True),
+    at("statuses", commands.Statuses, "statuses"),
+    at("combiners/(?!count/?$|list/?$)<pk>", commands.OneCombiner, "combiner"),
 ]

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
@@ -43,7 +42,7 @@ class _Note:
     done: int = 0  # chunks
 
 
-class ChunkedFile(UploadedFile[Any]):
+class ChunkedFile(UploadedFile):  # type: ignore[type-arg]  # generic in the stubs only
     """A whole file on disk, as services take one that came with a form."""
 
     def __init__(self, path: Path, name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from federation.dialects.controller.callers import Caller
 from federation.dialects.controller.noun import Noun, Shape
 from federation.dialects.controller.nouns.senders import client_node, node
 from federation.events.models import Event
-from federation.events.selectors import events_of
+from federation.events.selectors import events_of, of_kinds_or_said, of_levels_or_said
 
 CONTROLLER = "controller"
 TYPE = {
@@ -24,7 +23,6 @@ TYPE = {
     "client.connected": "NETWORK",
     "client.disconnected": "NETWORK",
 }
-_OTHERS = "^(?!(" + "|".join(re.escape(kind) for kind in TYPE) + ")$)"
 
 
 def rows(caller: Caller) -> Any:
@@ -37,10 +35,10 @@ def shaped(caller: Caller, found: Sequence[Event]) -> list[Shape]:
             "status_id": str(row.pk),
             "status": row.message,
             "timestamp": when(row.at),
-            "log_level": row.level.upper(),
+            "log_level": _said(row, "log_level") or row.level.upper(),
             "data": json.dumps(row.data),
-            "correlation_id": str(row.data.get("assignment", "")) if isinstance(row.data, dict) else "",
-            "type": TYPE.get(row.kind, "LOG"),
+            "correlation_id": _said(row, "correlation_id") or _said(row, "assignment"),
+            "type": TYPE.get(row.kind) or _said(row, "type") or "LOG",
             "extra": row.kind,
             "session_id": str(row.session_id) if row.session_id else "",
             "sender": _sender(row),
@@ -49,6 +47,11 @@ def shaped(caller: Caller, found: Sequence[Event]) -> list[Shape]:
         }
         for row in found
     ]
+
+
+def _said(row: Event, word: str) -> str:
+    """A client that reports its status says these itself."""
+    return str(row.data.get(word) or "") if isinstance(row.data, dict) else ""
 
 
 def _sender(row: Event) -> Shape:
@@ -62,12 +65,13 @@ def find(caller: Caller, name: str) -> Lookup | None:
     return None if number is None else {"pk": number}
 
 
-def _type(values: list[str]) -> Lookup | None:
+def _type(values: list[str]) -> Any:
     kinds = [kind for kind, word in TYPE.items() if word in values]
-    if "LOG" in values:
-        missing = [kind for kind in TYPE if kind not in kinds]
-        return {"kind__regex": _OTHERS} if len(missing) == len(TYPE) else None
-    return {"kind__in": kinds} if kinds else None
+    return of_kinds_or_said(kinds, "type", values, rest_of=list(TYPE) if "LOG" in values else ())
+
+
+def _log_level(values: list[str]) -> Any:
+    return of_levels_or_said([value.lower() for value in values], "log_level", values)
 
 
 def _name(values: list[str]) -> Lookup | None:
@@ -95,7 +99,7 @@ STATUSES = Noun(
         "status_id": by_number("pk"),
         "status": by_text("message"),
         "type": _type,
-        "log_level": lambda values: {"level__in": [value.lower() for value in values]},
+        "log_level": _log_level,
         "session_id": by_id("session_id"),
         "extra": by_text("kind"),
         "sender.name": _name,

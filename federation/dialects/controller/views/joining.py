@@ -9,7 +9,6 @@ from django.http.response import HttpResponseBase
 
 from clients_app.models import Client, Combiner
 from clients_app.registration import best_combiner, register_device
-from clients_app.selectors import combiners_best_first
 from federation.dialects.controller.asked import as_uuid, fields_of
 from federation.dialects.controller.callers import Caller
 from federation.dialects.controller.nouns.combiners import TLS_PORT, fqdn_of, split
@@ -36,10 +35,6 @@ class Join(ControllerView):
         given = fields_of(request)
         package = str(given.get("package") or "local")
         client_id = _client_id(given.get("client_id"))
-        if package == "remote" and package_for(caller) is None:
-            raise _later("No compute package found. Set package in controller.")
-        if not combiners_best_first():
-            raise _later("No combiner available.")
         speaks = "scaleout" if caller.is_ticket or "client_version" in given else "fedn"
         client = register_device(
             token=caller.token,
@@ -49,6 +44,8 @@ class Join(ControllerView):
             version=str(given.get("client_version") or ""),
             project=caller.project,
         )
+        if package == "remote" and package_for(caller) is None:  # it is known already, and waits
+            raise _later("No compute package found. Set package in controller.")
         preferred = str(given.get("preferred_combiner") or given.get("combiner_preferred") or "")
         combiner = best_combiner(client, preferred)
         if combiner is None:

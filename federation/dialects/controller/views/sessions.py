@@ -68,10 +68,6 @@ class StartSession(ControllerView):
         session = _named(caller, given)
         if running_of(caller.actor, caller.project):
             raise StudioError("session_running", "A session is already running!", 400)
-        if given.get("client_ids"):
-            raise StudioError(
-                "not_offered", "Choosing the clients of a session by client_ids is not offered here.", 400
-            )
         if (refusal := refusal_of(session)) is not None:
             raise refusal
         needed = SessionConfig.from_json(session.config).min_clients
@@ -86,6 +82,7 @@ class StartSession(ControllerView):
             session=session,
             rounds=whole_or_none(given, "rounds"),
             round_timeout_s=whole_or_none(given, "round_timeout"),
+            client_ids=given.get("client_ids"),
         )
         return answer({"message": "Session started"})
 

@@ -1,8 +1,7 @@
-"""A combiner killed in the middle of a round, with published FEDn clients attached, and started again by `up`."""
+"""A combiner killed in the middle of a round, with published clients attached, and started again by `up`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,36 +13,47 @@ from tests.services.stack import wait_for
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
-SHARES = {"quick": (1.0, 10), "held-back": (4.0, 20)}
+SHARES = {
+    "fedn-quick": (1.0, 10),
+    "fedn-held-back": (4.0, 20),
+    "scaleout-quick": (2.0, 30),
+    "scaleout-held-back": (7.0, 40),
+}
 # a FEDn client tries again ten seconds after it lost the combiner, then after twenty
 BACK_WITHIN_S = 75.0
 
 
 @pytest.fixture(scope="module")
-def site(fedn_environment: Environment, world: World) -> Site:
+def site(fedn_environment: Environment, scaleout_environment: Environment, world: World) -> Site:
     return world.site("Restart")
 
 
 @pytest.fixture(scope="module")
 def clients(site: Site) -> dict[str, Device]:
-    """Two clients online; `held-back` trains when the gate opens."""
-    site.upload_package()
-    gates = {"quick": {}, "held-back": {"COMPAT_GATE": str(site.folder / "gate")}}
-    started = {name: site.fedn_client(name, *SHARES[name], **gates[name]) for name in SHARES}
+    """Four clients online; those held back train when the gate opens."""
+    site.upload_package("importer")
+    site.upload_package("command")
+    start = {"fedn": site.fedn_client, "scaleout": site.scaleout_client}
+    gates = {name: {"COMPAT_GATE": str(site.folder / "gate")} for name in SHARES if "held" in name}
+    started = {
+        name: start[name.partition("-")[0]](name, *SHARES[name], **gates.get(name, {})) for name in SHARES
+    }
     site.until_online(*started)
     return started
 
 
 @pytest.fixture(scope="module")
 def finished(site: Site, clients: dict[str, Device]) -> dict[str, Any]:
-    """A session of two rounds whose combiner died in the first: one update accepted, the other in training."""
-    session = site.session(rounds=2, min_clients=2, min_updates=2, round_timeout_s=90)
+    """A session of two rounds whose combiner died in the first: two updates accepted, two in training."""
+    session = site.session(rounds=2, min_clients=4, min_updates=4, round_timeout_s=90)
 
-    def one_accepted() -> bool:
-        return [row["status"] for row in site.api.assignments(site.slug, session)].count("accepted") == 1
+    def two_accepted() -> bool:
+        states = [row["status"] for row in site.api.assignments(site.slug, session)]
+        return states.count("accepted") == 2
 
-    wait_for(one_accepted, 30, "the first update")
-    clients["held-back"].until_said("waiting at the gate")
+    wait_for(two_accepted, 30, "the first two updates")
+    for name in ("fedn-held-back", "scaleout-held-back"):
+        clients[name].until_said("waiting at the gate")
     killed = site.world.stack.kill("combiner-1")
 
     def back() -> bool:
@@ -53,7 +63,7 @@ def finished(site: Site, clients: dict[str, Device]) -> dict[str, Any]:
             return False
 
     wait_for(back, 30, "the combiner to be started again")
-    Path(site.folder / "gate").touch()
+    (site.folder / "gate").touch()
     return site.until_session(session, BACK_WITHIN_S)
 
 
@@ -70,14 +80,17 @@ def test_the_round_finishes_and_every_update_counts_once(finished: dict[str, Any
 def test_the_clients_came_back_without_registering_again(
     finished: dict[str, Any], clients: dict[str, Device], site: Site
 ) -> None:
-    for client in clients.values():
+    for name, client in clients.items():
         assert client.alive
-        assert len(client.said("Connecting to API endpoint")) == 1
-        assert len(client.said("Listening to task stream")) >= 2
+        assert len(client.said("api/v1/clients/add" if "fedn" in name else "Client assigned")) == 1
+    for name in ("fedn-quick", "fedn-held-back"):
+        assert len(clients[name].said("Listening to task stream")) >= 2
     assert all(row["online"] for row in site.api.clients(site.slug))
 
 
-def test_the_client_in_training_was_not_asked_to_train_the_round_again(
+def test_nobody_was_asked_to_train_the_round_again(
     finished: dict[str, Any], clients: dict[str, Device]
 ) -> None:
-    assert len(clients["held-back"].said("Running train callback")) == 2
+    assert {name: len(client.said("Running train callback")) for name, client in clients.items()} == (
+        dict.fromkeys(SHARES, 2)
+    )
