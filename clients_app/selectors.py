@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # An assignment that a client still owes; the room of sessions stands above this one and is not imported.
 _OWED = ("assigned", "delivered")
+COMBINER_HOSTS = "combiner_hosts"  # in a project's settings
 _DOING = {"train": "training", "validate": "validating"}
 _CONNECTED = Q(clients__connection_id__gt="", clients__connection_epoch=F("epoch"))
 
@@ -106,6 +107,11 @@ def combiners_of(project: Project) -> QuerySet[Combiner]:
         .exclude(lease_until=None)
         .order_by("name")
     )
+
+
+def host_for(project: Project, combiner: Combiner) -> str:
+    """The host name that this project gives its clients for a combiner; empty: the combiner's own."""
+    return str(project.settings.get(COMBINER_HOSTS, {}).get(str(combiner.pk), ""))
 
 
 def combiners_best_first(attributes: Mapping[str, Any] | None = None) -> list[Combiner]:

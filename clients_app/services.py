@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from django.db import IntegrityError, transaction
 
 from clients_app.config import ClientConfig, config_for
-from clients_app.models import Client
+from clients_app.models import Client, Combiner
+from clients_app.selectors import COMBINER_HOSTS
 from federation.events.services import publish
 from foundation.errors import StudioError, forbidden, invalid, not_found
 from foundation.hints import wake_combiners, wake_session
@@ -27,6 +28,7 @@ MAX_NAME_CHARS = 120
 MAX_ATTRIBUTES = 1000
 MAX_ATTRIBUTE_CHARS = 10_000
 _SPACES = re.compile(r"\s+")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
 
 def register_client(
@@ -146,6 +148,21 @@ def delete_client(*, actor: Actor, client: Client) -> None:
         wake_combiners([gone])
         for session_id in sessions:
             wake_session(str(session_id))
+
+
+def name_combiner_host(*, actor: Actor, project: Project, combiner: Combiner, hostname: str) -> None:
+    """The host name by which this project's clients reach a combiner, which serves others too; empty: its own again.
+    The port stays. Raises StudioError 400, 403, 404."""
+    project = reach(Project.objects.all(), actor, Action.ADMIN, "project", pk=project.pk)
+    name = hostname.strip() if isinstance(hostname, str) else "?"
+    if name and (len(name) > 253 or not _HOST.fullmatch(name)):
+        raise invalid("public_hostname", "A host name is one such as combiner.example.org, without a port.")
+    with transaction.atomic():
+        row = Project.objects.select_for_update(of=("self",), no_key=True).get(pk=project.pk)
+        hosts = {**row.settings.get(COMBINER_HOSTS, {}), str(combiner.pk): name}
+        row.settings = {**row.settings, COMBINER_HOSTS: {key: host for key, host in hosts.items() if host}}
+        row.save(update_fields=["settings"])
+        audit.record(actor, "combiner.host", project_id=row.pk, target=combiner.name, name=name)
 
 
 def _living_tokens(client: Client) -> Iterable[Token]:

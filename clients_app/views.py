@@ -26,7 +26,6 @@ from projects.choices import Action
 from projects.pages import actor_of, attempt, go, open_project, page_of, shown
 from projects.scoping import reach
 
-
 CONFIG_FILES: dict[str, tuple[str, str, Callable[[ClientConfig], str]]] = {
     "studio": ("client.yaml", "application/yaml", ClientConfig.to_yaml),
     "fedn": ("client.yaml", "application/yaml", ClientConfig.to_fedn_yaml),

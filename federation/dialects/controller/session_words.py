@@ -44,7 +44,8 @@ def spec_from(given: Mapping[str, Any], project: Project) -> SessionSpec:
         values |= {"aggregator": sent.get("aggregator"), "aggregator_kwargs": sent.get("aggregator_kwargs")}
     buffered = whole_or_none(sent, "buffer_size")
     if buffered is not None and buffered > 0:
-        values["goal"] = max(buffered, min_clients)
+        # a round ends after so many updates, also when more clients than that must be there for it to begin
+        values |= {"goal": buffered, "min_updates": min(buffered, min_clients)}
     return parse_spec(values)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from clients_app.services import name_combiner_host
 from federation.dialects.controller.asked import fields_of, page_of
 from federation.dialects.controller.callers import Caller
 from federation.dialects.controller.nouns.combiners import COMBINERS
@@ -150,6 +151,7 @@ class StopCurrent(ControllerView):
     """Whatever runs now: the project's sessions and commands."""
 
     def post(self, request: HttpRequest, caller: Caller) -> HttpResponseBase:
+        _may_run(caller)
         sessions, commands = running_of(caller.actor, caller.project), _running(caller)
         if not sessions and not commands:
             raise StudioError("nothing_runs", "Nothing runs in this project now.", 400)
@@ -164,6 +166,7 @@ class ContinueCurrent(ControllerView):
     """Commands go on without the clients that have not begun; a round of a session ends by its own rule."""
 
     def post(self, request: HttpRequest, caller: Caller) -> HttpResponseBase:
+        _may_run(caller)
         commands = _running(caller)
         if not commands:
             raise StudioError(
@@ -171,6 +174,12 @@ class ContinueCurrent(ControllerView):
             )
         ended = sum(stop_command(actor=caller.actor, command=each, skip=True) for each in commands)
         return answer({"success": True, "message": f"{ended} clients are not waited for"})
+
+
+def _may_run(caller: Caller) -> None:
+    """Where no row is changed that would ask."""
+    if not caller.may(Action.RUN):
+        raise forbidden("You may see this project, but your role does not allow you to change what it does.")
 
 
 def _running(caller: Caller) -> list[Command]:
@@ -182,8 +191,7 @@ class Statuses(Many):
 
     def post(self, request: HttpRequest, caller: Caller) -> HttpResponseBase:
         """A sentence for the project's events."""
-        if not caller.may(Action.RUN):
-            raise forbidden("You may see this project, but your role does not allow you to write to it.")
+        _may_run(caller)
         given = fields_of(request)
         event = publish(
             project_id=caller.project.pk,
@@ -200,8 +208,9 @@ class OneCombiner(One):
     noun = COMBINERS
 
     def patch(self, request: HttpRequest, caller: Caller, pk: str) -> HttpResponseBase:
+        """The host name by which this project's clients reach it; another project's are told their own."""
         row = COMBINERS.row(caller, pk)
-        raise forbidden(
-            f"{row.name} serves every project here, so a project does not move it: whoever runs it names its address "
-            "with `manage.py combiner --public-address`."
-        )
+        hostname = text(fields_of(request), "public_hostname")
+        name_combiner_host(actor=caller.actor, project=caller.project, combiner=row, hostname=hostname)
+        caller.project.refresh_from_db(fields=["settings"])
+        return answer(COMBINERS.one(caller, pk))

@@ -6,6 +6,7 @@ unpacked, and the one member that counts is unpacked up to a limit.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -61,7 +62,21 @@ def unwrapping(most_bytes: int) -> Callable[[Path, Path], None]:
                     os.link(source, target)
                 else:
                     _unpack(archive, weights, target, most_bytes)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, ValueError):
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            NotImplementedError,
+            struct.error,
+            ValueError,
+            OverflowError,
+        ):
+            raise _invalid("it is damaged") from None
+        except OSError as error:
+            if (
+                error.errno != errno.EINVAL
+            ):  # a lying offset seeks before the file's start; all else is the disk's
+                raise
             raise _invalid("it is damaged") from None
 
     return unwrap

@@ -13,7 +13,7 @@ from federation.dialects.scaleout.command_nouns import ROOTS
 
 
 def at(address: str, view: type[View], name: str, **settings: Any) -> URLPattern:
-    pattern = address.replace("<pk>", "(?P<pk>[^/]+)").replace("<upload>", "(?P<upload_id>[0-9a-f]{1,64})")
+    pattern = address.replace("<pk>", "(?P<pk>[^/]+)").replace("<upload>", "(?P<upload_id>[^/]+)")
     return re_path(rf"^{pattern}/?$", view.as_view(**settings), name=f"scaleout-{name}")
 
 

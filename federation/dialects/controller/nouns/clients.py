@@ -49,7 +49,7 @@ def _status(values: list[str]) -> Lookup | None:
     return {"online__in": states} if states else None
 
 
-def _combiner(values: list[str]) -> Lookup | None:
+def _combiner(values: list[str]) -> Any:
     """By name, or by id as `APIClient.get_active_clients` has it."""
     ids = [found for value in values if (found := as_uuid(value))]
     return {"combiner_id__in": ids} if ids else by_text("combiner__name")(values)

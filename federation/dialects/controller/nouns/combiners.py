@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clients_app.models import Combiner
-from clients_app.selectors import combiners_of
+from clients_app.selectors import combiners_of, host_for
 from federation.dialects.controller.asked import Lookup, as_uuid, by_id, by_text, when
 from federation.dialects.controller.callers import Caller
 from federation.dialects.controller.noun import Noun, Shape
@@ -45,7 +45,7 @@ def shaped(caller: Caller, found: Sequence[Combiner]) -> list[Shape]:
                 "port": port,
                 "status": "online" if getattr(row, "alive", False) else "offline",
                 "active_clients": getattr(row, "active_clients", 0),
-                "public_hostname": host,
+                "public_hostname": host_for(caller.project, row) or host,
                 "version": row.version,
                 "committed_at": when(row.created_at),
                 "updated_at": when(row.started_at or row.created_at),

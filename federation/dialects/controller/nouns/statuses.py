@@ -74,7 +74,7 @@ def _log_level(values: list[str]) -> Any:
     return of_levels_or_said([value.lower() for value in values], "log_level", values)
 
 
-def _name(values: list[str]) -> Lookup | None:
+def _name(values: list[str]) -> Any:
     if CONTROLLER in values:
         return {"client": None, "combiner": None}
     return by_text("client__name")(values)

@@ -80,7 +80,9 @@ class Attributes(ControllerView):
         """Set one attribute of a client, as somebody who looks after it."""
         given = fields_of(request)
         sender = given.get("sender")
-        client_id = sender.get("client_id") if isinstance(sender, Mapping) else given.get("sender.client_id")
+        client_id = sender.get("client_id") if isinstance(sender, Mapping) else None
+        for word in ("sender.client_id", "entity_id", "node_id", "client_id"):  # Scaleout's words for it
+            client_id = client_id or given.get(word)
         key, value = given.get("key"), given.get("value")
         if not client_id or not isinstance(key, str) or not key or value is None:
             raise invalid("sender", "An attribute needs a key, a value and a sender with a client_id.")

@@ -9,6 +9,7 @@ from django.http.response import HttpResponseBase
 
 from clients_app.models import Client, Combiner
 from clients_app.registration import best_combiner, register_device
+from clients_app.selectors import host_for
 from federation.dialects.controller.asked import as_uuid, fields_of
 from federation.dialects.controller.callers import Caller
 from federation.dialects.controller.nouns.combiners import TLS_PORT, fqdn_of, split
@@ -17,6 +18,7 @@ from federation.dialects.controller.view import ControllerView, answer
 from federation.dialects.controller.views.packages import package_for
 from federation.models.selectors import helper_of
 from foundation.errors import StudioError, invalid
+from foundation.problems import headers_of
 
 TRY_LATER = 203  # the one answer upon which FEDn's client comes back
 _SURVIVED = (400, 401, 404)  # any other makes it end with a traceback
@@ -58,8 +60,10 @@ class Join(ControllerView):
         status = {403: 401, 413: 400, 405: 405}.get(refusal.status, refusal.status)
         if status not in (*_SURVIVED, 405):
             status = TRY_LATER
-        said = {"success": False, "message": refusal.message}
-        return JsonResponse(said | ({"status": "retry"} if status == TRY_LATER else {}), status=status)
+        said: dict[str, Any] = {"success": False, "message": refusal.message}
+        headers = headers_of(refusal, error) if status == refusal.status else {}
+        said |= {"status": "retry"} if status == TRY_LATER else {}
+        return JsonResponse(said, status=status, headers=headers)
 
 
 def _client_id(given: Any) -> Any:
@@ -76,9 +80,11 @@ def _assigned(
 ) -> dict[str, Any]:
     """What both kinds of clients read. FEDn's takes `fqdn` (TLS, port 443) or else `host` and `port` (plain text);
     Scaleout's takes `public_hostname`, `port` and `grpc_secure`."""
-    fqdn = fqdn_of(combiner)
+    named = host_for(client.project, combiner)
+    fqdn = fqdn_of(combiner) and (named or fqdn_of(combiner))
     secure = bool(combiner.tls_address) and (bool(fqdn) or prefers_tls or not combiner.address)
     host, port = split(combiner.tls_address if secure else combiner.address)
+    host = named or host
     return {
         "status": "assigned",
         "client_id": str(client.pk),

@@ -71,7 +71,8 @@ class StartSession(ControllerView):
         if (refusal := refusal_of(session)) is not None:
             raise refusal
         needed = SessionConfig.from_json(session.config).min_clients
-        if CLIENTS.matching(caller, {"status": "online"}).count() < needed:
+        named = {"client_id": given["client_ids"]} if given.get("client_ids") else {}
+        if CLIENTS.matching(caller, {"status": "online", **named}).count() < needed:
             raise StudioError(
                 "too_few_clients",
                 f"Number of available clients is lower than the required minimum of {needed}",
