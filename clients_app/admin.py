@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from clients_app.models import Client, Combiner
+from clients_app.models import Client, Combiner, Registration
 from foundation.admin import Watched
 
 
@@ -20,3 +20,11 @@ class ClientAdmin(Watched):
     list_filter = ["dialect", ("connection_id", admin.EmptyFieldListFilter)]
     list_select_related = ["project", "combiner"]
     search_fields = ["name", "project__name", "project__slug"]
+
+
+@admin.register(Registration)
+class RegistrationAdmin(Watched):
+    list_display = ["client", "token", "dialect", "version", "registered_at"]
+    list_filter = ["dialect", "registered_at"]
+    list_select_related = ["client", "token"]
+    search_fields = ["client__name", "token__name", "client__project__slug"]

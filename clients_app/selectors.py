@@ -110,7 +110,7 @@ def combiners_of(project: Project) -> QuerySet[Combiner]:
 
 
 def host_for(project: Project, combiner: Combiner) -> str:
-    """The host name that this project gives its clients for a combiner; empty: the combiner's own."""
+    """The host, or `host:port`, that this project gives its clients for a combiner; empty: the combiner's own."""
     return str(project.settings.get(COMBINER_HOSTS, {}).get(str(combiner.pk), ""))
 
 

@@ -28,7 +28,7 @@ MAX_NAME_CHARS = 120
 MAX_ATTRIBUTES = 1000
 MAX_ATTRIBUTE_CHARS = 10_000
 _SPACES = re.compile(r"\s+")
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
+_HOST = re.compile(r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?")
 
 
 def register_client(
@@ -151,12 +151,14 @@ def delete_client(*, actor: Actor, client: Client) -> None:
 
 
 def name_combiner_host(*, actor: Actor, project: Project, combiner: Combiner, hostname: str) -> None:
-    """The host name by which this project's clients reach a combiner, which serves others too; empty: its own again.
-    The port stays. Raises StudioError 400, 403, 404."""
+    """The host name, or `host:port`, by which this project's clients reach a combiner, which serves others too; empty:
+    its own again. Raises StudioError 400, 403, 404."""
     project = reach(Project.objects.all(), actor, Action.ADMIN, "project", pk=project.pk)
     name = hostname.strip() if isinstance(hostname, str) else "?"
     if name and (len(name) > 253 or not _HOST.fullmatch(name)):
-        raise invalid("public_hostname", "A host name is one such as combiner.example.org, without a port.")
+        raise invalid(
+            "public_hostname", "A host is one such as combiner.example.org or combiner.example.org:443."
+        )
     with transaction.atomic():
         row = Project.objects.select_for_update(of=("self",), no_key=True).get(pk=project.pk)
         hosts = {**row.settings.get(COMBINER_HOSTS, {}), str(combiner.pk): name}

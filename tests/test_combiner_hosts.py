@@ -49,11 +49,16 @@ def test_clients_of_the_project_are_told_its_name_and_those_of_others_the_combin
     assert (told["host"], told["public_hostname"], told["port"]) == ("edge.example.org",) * 2 + (9000,)
     assert joined(theirs)["host"] == "10.0.0.7"
     assert theirs.get(f"/api/v1/combiners/{combiner.pk}").json()["public_hostname"] == "10.0.0.7"
+    mine.patch(f"/api/v1/combiners/{combiner.pk}", {"public_hostname": "gate.org:9001"}, format="json")
+    told = joined(mine)
+    assert (told["public_hostname"], told["port"]) == ("gate.org", 9001)
     mine.patch(f"/api/v1/combiners/{combiner.pk}", {"public_hostname": ""}, format="json")
     assert joined(mine)["host"] == "10.0.0.7"
 
 
-@pytest.mark.parametrize("name", ["with space", "host:9000", "http://x", "-x", "a" * 254, "x\x00"])
+@pytest.mark.parametrize(
+    "name", ["with space", "host:", "host:0", "host:123456", "http://x", "-x", "a" * 254, "x\x00"]
+)
 def test_what_is_no_host_name_is_refused(
     owner: User, project: Project, combiner: Combiner, name: str
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from federation.models.models import ComputePackage, Metric, Model, Validation
+from federation.models.models import ComputePackage, Metric, Model, ProjectDefaults, Validation
 from foundation.admin import Watched
 
 
@@ -38,3 +38,10 @@ class MetricAdmin(Watched):
     list_filter = ["source", "created_at"]
     list_select_related = ["project", "model", "client"]
     search_fields = ["name", "project__slug"]
+
+
+@admin.register(ProjectDefaults)
+class ProjectDefaultsAdmin(Watched):
+    list_display = ["project", "package", "model", "helper"]
+    list_select_related = ["project", "package", "model"]
+    search_fields = ["project__name", "project__slug"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from federation.sessions.models import Assignment, CombinerShare, Round, Session
+from federation.sessions.models import Assignment, CombinerShare, Command, Order, Round, Session
 from foundation.admin import Watched
 
 
@@ -37,4 +37,20 @@ class AssignmentAdmin(Watched):
     list_display = ["round", "client", "kind", "status", "num_examples", "deadline", "ended_at", "error"]
     list_filter = ["status", "kind", "created_at"]
     list_select_related = ["round__session", "client"]
+    search_fields = ["client__name", "project__slug"]
+
+
+@admin.register(Command)
+class CommandAdmin(Watched):
+    list_display = ["kind", "name", "project", "model", "created_by", "created_at", "deadline"]
+    list_filter = ["kind", "created_at"]
+    list_select_related = ["project", "model", "created_by"]
+    search_fields = ["name", "project__slug"]
+
+
+@admin.register(Order)
+class OrderAdmin(Watched):
+    list_display = ["command", "client", "status", "created_at", "started_at", "ended_at", "reason"]
+    list_filter = ["status", "created_at"]
+    list_select_related = ["command", "client"]
     search_fields = ["client__name", "project__slug"]

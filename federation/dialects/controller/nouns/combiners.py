@@ -15,9 +15,10 @@ TLS_PORT = 443  # the only one on which FEDn's client speaks TLS
 
 
 def split(address: str) -> tuple[str, int]:
-    """`host:port` as its two parts; an IPv6 host keeps its brackets, for clients join the two again."""
+    """`host:port` as its two parts, the port 0 where none is named; an IPv6 host keeps its brackets, for clients join
+    the two again."""
     host, _, port = address.rpartition(":")
-    return host, int(port) if port.isdigit() else 0
+    return (host, int(port)) if host and port.isdigit() else (address, 0)
 
 
 def fqdn_of(row: Combiner) -> str:

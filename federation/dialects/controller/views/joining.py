@@ -80,11 +80,12 @@ def _assigned(
 ) -> dict[str, Any]:
     """What both kinds of clients read. FEDn's takes `fqdn` (TLS, port 443) or else `host` and `port` (plain text);
     Scaleout's takes `public_hostname`, `port` and `grpc_secure`."""
-    named = host_for(client.project, combiner)
-    fqdn = fqdn_of(combiner) and (named or fqdn_of(combiner))
+    named, at_port = split(host_for(client.project, combiner))
+    fqdn = fqdn_of(combiner)
     secure = bool(combiner.tls_address) and (bool(fqdn) or prefers_tls or not combiner.address)
     host, port = split(combiner.tls_address if secure else combiner.address)
-    host = named or host
+    host, port = named or host, at_port or port
+    fqdn = (named or fqdn) if at_port in (0, TLS_PORT) and fqdn else ""
     return {
         "status": "assigned",
         "client_id": str(client.pk),
