@@ -194,8 +194,10 @@ CELERY_TASK_PUBLISH_RETRY = False
 CELERY_BEAT_SCHEDULE = {
     "tick": {"task": "federation.sessions.tasks.tick", "schedule": 1.0, "options": {"expires": 3}},
     "commands": {
-        "task": "federation.sessions.tasks.time_out_commands", "schedule": 10.0, "options": {"expires": 10}
-    },  # fmt: skip
+        "task": "federation.sessions.tasks.time_out_commands",
+        "schedule": 10.0,
+        "options": {"expires": 10},
+    },
     "sweep": {"task": "federation.sessions.tasks.sweep", "schedule": 600.0, "options": {"expires": 300}},
     "forget": {
         "task": "foundation.tasks.forget_old_answers",

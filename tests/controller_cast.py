@@ -16,6 +16,7 @@ from projects.tokens.services import create_token
 from tests.cast import actor
 from tests.pages_world import World, furnish
 
+HTTP = Http(raise_request_exception=False)  # made once: each loads the middleware anew
 FULL = ("read", "write", "admin")
 
 
@@ -42,7 +43,7 @@ class Controller:
         if data is not None:
             as_form = isinstance(data, dict) and any(hasattr(value, "read") for value in data.values())
             body = {"data": data} if as_form else {"data": data, "content_type": "application/json"}
-        return getattr(Http(raise_request_exception=False), method.lower())(url, **body, **named)
+        return getattr(HTTP, method.lower())(url, **body, **named)
 
     def get(self, path: str, **headers: Any) -> Any:
         """The JSON of a GET that succeeds."""

@@ -178,6 +178,8 @@ def tests(tally: Tally, workers: int, extra: Sequence[str]) -> None:
         env["STUDIO_TEST_OWNER"] = os.environ["STUDIO_TEST_OWNER"] = str(os.getpid())
         env["STUDIO_TEST_RUN_DIR"] = os.environ["STUDIO_TEST_RUN_DIR"] = shared
         pytest(tally, "all tests, on SQLite", arguments, {**env, "STUDIO_TEST_DATABASE": "sqlite"})
+        if not extra:
+            check_page(tally, Path(shared))
         try:
             server = postgres.server_url()
             again = {**env, "STUDIO_TEST_DATABASE": "postgres", "STUDIO_TEST_POSTGRES": server}
@@ -187,6 +189,13 @@ def tests(tally: Tally, workers: int, extra: Sequence[str]) -> None:
         finally:
             postgres.stop_own()
             swift.stop_shared()
+
+
+def check_page(tally: Tally, shared: Path) -> None:
+    """docs/published-clients.md says what the compat tests of this run saw."""
+    command = [sys.executable, "-m", "tests.compat.table", str(shared / "compat"), "--check"]
+    settings = {"DJANGO_SETTINGS_MODULE": "studio.settings", "STUDIO_DATA": str(shared / "table")}
+    run(tally, "docs/published-clients.md is what the tests saw", command, {**settings, "DATABASE_URL": ""})
 
 
 def build_compat() -> subprocess.Popen[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from django.test.utils import CaptureQueriesContext
 from clients_app.models import Client
 from federation.events.models import Event, Telemetry
 from federation.models.models import ComputePackage, Metric, Model, Validation
-from federation.sessions.models import Round, Session
+from federation.sessions.choices import OrderStatus
+from federation.sessions.commands import end_order
+from federation.sessions.models import Order, Round, Session
 from tests.controller_cast import Controller
 from tests.pages_world import World
 
@@ -286,6 +289,8 @@ def test_attributes_are_read_by_client_and_set_by_who_looks_after_it(
     assert made.status_code == 201
     assert controller.get(f"clients/{pk}/attributes") == {"region": "north", "charging": "true"}
     assert controller("POST", "attributes/list", {"entity_id": pk}).json()["count"] == 2
+    for word in ("entity_id", "node_id"):
+        assert controller("POST", "attributes/", {"key": word, "value": 1, word: pk}).json()["value"] == "1"
     assert controller("POST", "attributes/", {"key": "x", "value": "y", "sender": {}}).status_code == 400
     assert controller("POST", "attributes/current", {}).json() == {
         "message": "Missing required field: client_ids"
@@ -307,10 +312,57 @@ def test_the_controllers_status_is_that_of_the_projects_sessions(full: World, co
     assert controller.get("/get_controller_status") == {"state": "idle"}
 
 
-def test_there_are_no_predictions_and_asking_for_some_is_refused(full: World, controller: Controller) -> None:
-    assert controller.get("predictions/?modelId=x") == {"count": 0, "result": []}
-    answer = controller("POST", "predictions/start", {"prediction_id": "p", "model_id": None})
-    assert (answer.status_code, "not offered" in answer.json()["message"]) == (400, True)
+def test_predictions_are_asked_of_clients_and_read_back(full: World, controller: Controller) -> None:
+    Client.objects.filter(pk=full.client.pk).update(dialect="fedn")
+    named, model = str(uuid.uuid4()), str(full.model.pk)
+    for sent in ({"prediction_id": named, "model_id": None}, {"prediction_id": "mine", "model_id": model}):
+        answer = controller("POST", "predictions/start", sent)
+        assert (answer.status_code, answer.json()) == (200, {"message": "Prediction session started"})
+    assert controller.get("predictions/") == {"count": 0, "result": []}, "nobody has answered yet"
+    for order in Order.objects.all():
+        end_order(
+            client_id=full.client.pk, order_id=order.pk, status=OrderStatus.COMPLETED, response={"total": 3}
+        )
+    found = controller.get(f"predictions/?modelId={model}&sender.name={full.client.name}")
+    assert found["count"] == len(found["result"]) == 2
+    assert {row["prediction_id"] for row in found["result"]} == {named, "mine"}
+    for shape in found["result"]:
+        assert json.loads(shape["data"]) == {"total": 3}
+        assert controller.get(f"predictions/{shape['prediction_id']}") == shape
+        assert controller.get(f"predictions/?correlationId={shape['correlation_id']}")["result"] == [shape]
+    assert controller.get("predictions/count") == 2
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        ({}, 400, "prediction_id is required"),
+        ({"prediction_id": 5}, 400, "prediction_id is required"),
+        ({"prediction_id": "p", "model_id": "x"}, 404, "Model x not found"),
+        ({"prediction_id": "p"}, 400, "No client that can do this is online."),
+    ],
+)
+def test_a_prediction_that_cannot_be_is_refused(
+    full: World, controller: Controller, sent: dict[str, Any], status: int, words: str
+) -> None:
+    answer = controller("POST", "predictions/start", sent)
+    assert (answer.status_code, answer.json()["message"]) == (status, words)
+
+
+def test_a_status_that_a_client_reported_is_in_its_own_words(full: World, controller: Controller) -> None:
+    said = {"type": "MODEL_UPDATE_REQUEST", "log_level": "AUDIT", "correlation_id": "abc"}
+    Event.objects.create(
+        project=full.project,
+        kind="client.status",
+        message="Received request from combiner.",
+        client=full.client,
+        data=said,
+    )
+    [shape] = controller.get("statuses/?type=MODEL_UPDATE_REQUEST")["result"]
+    assert {key: shape[key] for key in said} == said
+    assert controller.get("statuses/?log_level=AUDIT")["result"] == [shape]
+    assert shape not in controller.get("statuses/?type=LOG")["result"]
+    assert shape not in controller.get("statuses/?log_level=INFO")["result"]
 
 
 def test_an_unknown_address_of_a_project_is_404_with_a_message(full: World, controller: Controller) -> None:

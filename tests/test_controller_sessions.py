@@ -207,9 +207,20 @@ def test_rounds_that_make_no_sense_change_nothing(idle: World, controller: Contr
     assert (session.status, session.config["round_timeout_s"]) == ("created", 180)
 
 
-def test_choosing_clients_is_refused_rather_than_ignored(idle: World, controller: Controller) -> None:
+def test_clients_are_chosen_by_their_ids(idle: World, controller: Controller) -> None:
+    away = Client.objects.create(project=idle.project, name="away")
     session = made(controller, idle)
-    assert start(controller, session, client_ids=str(Client.objects.get().pk)).status_code == 400
+    refused = start(controller, session, client_ids=str(away.pk))
+    assert (refused.status_code, "required minimum of 1" in refused.json()["message"]) == (400, True)
+    assert start(controller, session, client_ids=f"{idle.client.pk},{away.pk}").status_code == 200
+    session.refresh_from_db()
+    assert set(session.config["client_ids"]) == {str(idle.client.pk), str(away.pk)}
+
+
+def test_a_buffer_ends_a_round_after_so_many_updates(idle: World, controller: Controller) -> None:
+    config = made(controller, idle, buffer_size=2, clients_required=5).config
+    assert (config["goal"], config["min_updates"], config["min_clients"]) == (2, 2, 5)
+    assert made(controller, idle, buffer_size=-1).config["goal"] is None
 
 
 def test_a_viewer_reads_and_starts_nothing(

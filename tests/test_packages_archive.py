@@ -222,7 +222,12 @@ IMPORTER_FILES = [
 def test_an_importer_package_that_scaleouts_client_could_not_start_is_refused(
     text: str, says: str, sentence: Callable[[bytes], str]
 ) -> None:
-    files = {"client/scaleout.yaml": text.encode(), "client/startup.py": b"", "startup.sh": b"", "start.py": b""}
+    files = {
+        "client/scaleout.yaml": text.encode(),
+        "client/startup.py": b"",
+        "startup.sh": b"",
+        "start.py": b"",
+    }
     assert says in sentence(tar_bytes(files))
 
 

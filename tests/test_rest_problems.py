@@ -51,7 +51,7 @@ def test_a_role_that_does_not_reach_is_told_so(project: Project, viewer: User, a
 @pytest.mark.parametrize("method", ["get", "post", "put", "delete", "options"])
 def test_addresses_below_api_that_lead_nowhere(method: str, api: ApiFor) -> None:
     problem(getattr(api(), method)("/api/v2/nothing/"), 404, "not_found")
-    said = problem(getattr(api(), method)("/api/v1/projects"), 404, "not_found")
+    said = problem(getattr(api(), method)("/api/v1/tokens"), 404, "not_found")
     assert "slash" in said["detail"]
 
 

@@ -38,10 +38,11 @@ def test_the_document_is_valid_and_complete_without_a_warning(tmp_path: Any) -> 
 
 
 def test_every_address_of_the_api_is_in_the_document(document: dict[str, Any]) -> None:
+    """But for those that only the published clients of others know: they are patterns, for slashes vary there."""
     ours = {
         "/" + re.sub(r"<(?:\w+:)?(\w+)>", "{}", route)
         for route in routes(get_resolver())
-        if route.startswith("api/v1/")
+        if route.startswith("api/v1/") and "^" not in route
     }
     assert ours == {re.sub(r"\{\w+\}", "{}", path) for path in document["paths"]}
 

@@ -188,7 +188,7 @@ def chunk(http: APIClient, upload_id: str, index: Any, data: bytes) -> Any:
     return http.generic(
         "POST",
         f"{V1}/file-upload/{upload_id}/chunk",
-        data,
+        data,  # type: ignore[arg-type]  # bytes are fine
         content_type="application/octet-stream",
         headers={"X-Chunk-Index": str(index)},
     )

@@ -145,7 +145,7 @@ def test_asking_twice_with_the_old_ticket_gives_the_same_successor(device: tuple
         first = exchange(device[1])
         clock.shift(GRACE / 2)
         assert exchange(device[1]).token == first.token
-        assert Token.objects.filter(client_id=device[0].client_id).count() == 2
+        assert Token.objects.filter(client=device[0].client).count() == 2
         clock.shift(GRACE / 2)
         assert refusal(device[1]) == "token_expired", "asking again does not prolong the grace"
 
@@ -164,6 +164,14 @@ def test_removing_a_pepper_ends_all_tickets_made_with_it(device: Any, settings: 
     assert refusal(device[1]) == refusal(access) == "invalid_token"
 
 
+def test_a_token_of_a_removed_pepper_is_dead_under_a_newer_signature_too(device: Any, settings: Any) -> None:
+    settings.TOKEN_PEPPERS = {**settings.TOKEN_PEPPERS, 2: "newer"}
+    access = exchange(device[1]).access
+    assert verify(access)
+    settings.TOKEN_PEPPERS = {2: "newer"}
+    assert refusal(access) == "invalid_token"
+
+
 def test_a_new_pepper_signs_new_tickets_while_old_ones_still_work(device: Any, settings: Any) -> None:
     settings.TOKEN_PEPPERS = {**settings.TOKEN_PEPPERS, 2: "newer"}
     fresh = exchange(device[1]).access
@@ -179,7 +187,7 @@ def forged(claims: dict[str, Any], key: str | bytes, algorithm: str = "HS256", *
 def test_forged_tickets_are_all_refused_alike(device: tuple[Token, str], settings: Any) -> None:
     claims = claims_of(exchange(device[1]).access)
     right = tickets._key(1)
-    unsigned = jwt.encode(claims, None, algorithm="none", headers={"kid": "1"})
+    unsigned = jwt.encode(claims, "", algorithm="none", headers={"kid": "1"})
     signed = forged(claims, right)
     assert verify(signed), "the test forges well"
     head, body, signature = signed.split(".")

@@ -43,9 +43,10 @@ class Outcomes:
         self.seen |= {Outcome(package, part, name, "local") for name in names}
 
     def answered(self, package: str, part: str, name: str, answer: Any) -> None:
-        """Works, or refused when the answer's message says that it is not offered."""
-        message = str(answer.get("message", "")) if isinstance(answer, dict) else ""
-        if REFUSAL in message:
+        """Works; or refused, when the answer's message says that it is not offered, or the package raised."""
+        said = answer if isinstance(answer, dict) else {}
+        message = str(said.get("raised") or said.get("message") or "")
+        if "raised" in said or REFUSAL in message:
             self.refused(package, part, name, message)
         else:
             self.works(package, part, name)

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from tests.compat.addresses import addresses
-from tests.compat.environments import PUBLISHED
+from tests.compat.environments import PUBLISHED, Unavailable
 from tests.compat.outcomes import Outcome, read
 from tests.compat.wheels import enumerated
 
@@ -84,8 +84,13 @@ def main() -> int:
     import django
 
     django.setup()
-    with tempfile.TemporaryDirectory(prefix="studio-table-") as home:
-        rows = wanted(Path(home))
+    try:
+        with tempfile.TemporaryDirectory(prefix="studio-table-") as home:
+            rows = wanted(Path(home))
+    except Unavailable as reason:
+        # the suite has said so already, and under CI=true has failed
+        print(reason, file=sys.stderr)
+        return 0 if options.check else 1
     seen = read(options.folder)
     if missing := [" ".join(row) for row in rows if row not in seen]:
         print(f"no test says what became of these {len(missing)}:", *missing, sep="\n  ", file=sys.stderr)

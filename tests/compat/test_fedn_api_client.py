@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.compat.environments import Environment
+from tests.compat.outcomes import Outcomes
 from tests.compat.wheels import enumerated
 from tests.compat.world import Site, World, assert_equal_layers, expected, layers_in
 
@@ -89,7 +90,8 @@ attribute = {"key": "charging", "value": "true", "sender": {"name": "", "role": 
 call("add_attributes", attribute)
 call("get_current_attributes", [client_id])
 call("start_predictions", prediction_id="p1", model_id=active)
-call("get_predictions", model_id=active, n_max=5)
+until(lambda: client.get_predictions(model_id=active)["count"] >= 1)
+call("get_predictions", model_id=active, sender_name=given["name"], n_max=5)
 call("start_splitlearning_session", name="split", model_id=active)
 call("continue_session", session_id, rounds=1, round_timeout=30)
 result = said
@@ -336,12 +338,16 @@ def _attributes(found: Any, said: dict[str, Any], site: Site) -> None:
 
 @check("start_predictions")
 def _predict(found: Any, said: dict[str, Any], site: Site) -> None:
-    assert found["message"]
+    assert found == {"message": "Prediction session started"}
 
 
 @check("get_predictions")
 def _predictions(found: Any, said: dict[str, Any], site: Site) -> None:
-    assert found["count"] == len(found["result"])
+    [row] = found["result"]
+    assert (found["count"], row["prediction_id"], row["sender"]["name"]) == (1, "p1", "north")
+    assert row["model_id"] == said["get_active_model"]["model_id"]
+    total = float(sum(layer.sum() for layer in expected(ROUNDS, (STEP, EXAMPLES))))
+    assert json.loads(row["data"])["prediction"] == pytest.approx(total, rel=1e-5)
 
 
 @check("start_splitlearning_session")
@@ -364,8 +370,9 @@ def test_every_method_of_the_wheel_has_a_check(fedn_environment: Environment, tm
 
 
 @pytest.mark.parametrize("method", CHECKS)
-def test_method(method: str, said: dict[str, Any], site: Site) -> None:
+def test_method(method: str, said: dict[str, Any], site: Site, outcomes: Outcomes) -> None:
     CHECKS[method](said[method], said, site)
+    outcomes.answered("fedn", "methods", method, said[method])
 
 
 def test_the_counts_are_those_of_the_lists(said: dict[str, Any]) -> None:

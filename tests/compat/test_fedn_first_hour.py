@@ -15,6 +15,7 @@ import yaml
 from studio_sdk import StudioApi
 
 from tests.compat.environments import Environment, environment
+from tests.compat.outcomes import Outcomes
 from tests.compat.runners import fedn, run_in
 from tests.compat.wheels import enumerated
 from tests.compat.world import World, assert_equal_layers, expected, layers_in, package_folder, share
@@ -204,6 +205,10 @@ def test_a_project_is_updated_and_removed(trained: Trained) -> None:
     )
 
 
-def test_every_command_of_the_wheel_was_used_or_is_local(trained: Trained, tmp_path: Path) -> None:
+def test_every_command_of_the_wheel_was_used_or_is_local(
+    trained: Trained, tmp_path: Path, outcomes: Outcomes
+) -> None:
     commands = set(enumerated("fedn", tmp_path)["commands"])
     assert commands == trained.hour.used | LOCAL, commands ^ (trained.hour.used | LOCAL)
+    outcomes.works("fedn", "commands", *trained.hour.used)
+    outcomes.local("fedn", "commands", *LOCAL)

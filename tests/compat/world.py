@@ -33,6 +33,17 @@ print(json.dumps(result, default=str))
 """
 
 
+_SCALEOUT_API = """
+import json, sys
+from scaleoututil.api.client import Scaleout
+given = json.loads(sys.argv[1])
+client = Scaleout(host=given["url"], token=given["token"])
+result = None
+{body}
+print(json.dumps(result, default=str))
+"""
+
+
 def package_folder(form: str, target: Path) -> Path:
     """A copy of the package of that form (`command` or `importer`), complete with the model both share."""
     folder = target / f"{form}-{secrets.token_hex(3)}"
@@ -243,3 +254,11 @@ class Site:
         secure = self.url.startswith("https:")
         sent = {"host": f"{self.host}/{self.reducer}", "token": self.admin_token, "secure": secure, **given}
         return run_in("fedn", _API_CLIENT.format(body=body), json.dumps(sent), home=home, timeout=timeout)
+
+    def scaleout_api(self, body: str, *, timeout: float = 60.0, **given: Any) -> Any:
+        """The same with Scaleout's Python API: `client` is a `Scaleout` of this project."""
+        home = self.folder / "scaleout-api"
+        sent = {"url": self.url, "token": self.admin_token, **given}
+        return run_in(
+            "scaleout", _SCALEOUT_API.format(body=body), json.dumps(sent), home=home, timeout=timeout
+        )
