@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import HttpRequest, HttpResponseBase
+from django.core.exceptions import DisallowedHost
+from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from django.views import defaults
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
@@ -15,7 +16,7 @@ from foundation.problems import problem_json, unknown_address
 
 
 def _is_api(request: HttpRequest) -> bool:
-    return request.path_info.startswith("/api/")
+    return request.path_info.startswith("/api/") or "-fedn-reducer/" in request.path_info
 
 
 class UnknownAddress(APIView):
@@ -31,7 +32,17 @@ class UnknownAddress(APIView):
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:
     if _is_api(request):
-        return problem_json(StudioError("malformed", "The request cannot be read.", 400))
+        refusal = StudioError("malformed", "The request cannot be read.", 400)
+        if isinstance(exception, DisallowedHost):
+            refusal = StudioError(
+                "wrong_host", "This server is not called by that name (STUDIO_ALLOWED_HOSTS).", 400
+            )
+        # published clients look for `message`
+        return JsonResponse(
+            {**refusal.as_problem(), "message": refusal.message},
+            status=400,
+            content_type="application/problem+json",
+        )
     return defaults.bad_request(request, exception)
 
 

@@ -15,7 +15,7 @@ from projects.tokens.choices import TokenKind
 from projects.tokens.models import Token
 from tests.archives import content_of, tar_bytes, upload
 from tests.cast import ClientToken
-from tests.controller_cast import AsPerson, Controller
+from tests.controller_cast import HTTP, AsPerson, Controller
 from tests.pages_world import World
 
 
@@ -248,3 +248,12 @@ def test_no_package_of_another_project_is_found_by_name(
 def test_a_device_opens_nothing_else(furnished: World, enrolment: Controller) -> None:
     for path in ("clients/", "models/", "sessions/", "helpers/active", "packages/", "/get_controller_status"):
         assert enrolment("GET", path).status_code == 401, path
+
+
+@pytest.mark.parametrize("path", ["/api/v1/clients/add", "/digits-1-fedn-reducer/api/v1/clients/add"])
+def test_a_host_name_that_is_not_ours_is_told_in_words_that_the_client_reads(
+    enrolment: Controller, path: str
+) -> None:
+    answer = HTTP.post(path, {}, headers={"host": "elsewhere.example.org"})
+    assert answer.status_code == 400
+    assert "STUDIO_ALLOWED_HOSTS" in answer.json()["message"]

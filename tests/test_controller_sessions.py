@@ -10,6 +10,9 @@ import pytest
 from clients_app.models import Client
 from federation.sessions.config import SessionConfig
 from federation.sessions.models import Session
+from federation.sessions.services import start_session
+from foundation.errors import StudioError
+from projects.actors import Actor
 from projects.models import User
 from tests.controller_cast import AsPerson, Controller
 from tests.pages_world import World
@@ -167,6 +170,17 @@ def test_server_functions_are_kept_and_not_run(idle: World, controller: Controll
     assert said["session_config"]["server_functions"] == "class ServerFunctions: ..."
     answer = start(controller, session)
     assert (answer.status_code, "Server functions" in answer.json()["message"]) == (400, True)
+    session.refresh_from_db()
+    assert session.status == "created"
+
+
+def test_the_page_does_not_start_what_cannot_be_run_here_either(
+    idle: World, controller: Controller, owner: User
+) -> None:
+    session = made(controller, idle, server_functions="class ServerFunctions: ...")
+    with pytest.raises(StudioError) as refused:
+        start_session(actor=Actor.of_user(owner), session=session)
+    assert refused.value.code == "not_offered"
     session.refresh_from_db()
     assert session.status == "created"
 

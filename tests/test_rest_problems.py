@@ -135,7 +135,7 @@ def test_what_nobody_foresaw_tells_no_internals_and_names_a_reference(
 
 @pytest.mark.django_db
 def test_a_request_for_a_foreign_host_is_refused_in_the_same_shape() -> None:
-    problem(Client(headers={"host": "evil.example"}).get(PROJECTS), 400, "malformed")
+    problem(Client(headers={"host": "evil.example"}).get(PROJECTS), 400, "wrong_host")
 
 
 def test_a_person_in_a_browser_sees_errors_on_the_browsable_page(owner: User, api: ApiFor) -> None:

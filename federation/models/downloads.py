@@ -60,17 +60,16 @@ def send_model(request: HttpRequest, model: Model, file_format: str = "safetenso
 
 
 def send_for_helper(request: HttpRequest, model: Model, helper: str) -> HttpResponseBase:
-    """The model in the format that FEDn's helper of this name writes and reads: npz with the tensors' names (their
-    places, where they have no others that npz could hold), or bare floats of the helpers that know no shapes."""
+    """The model in the format that FEDn's helper of this name writes and reads: npz whose keys are the tensors' places,
+    or bare floats of the helpers that know no shapes."""
     if helper in RAW_HELPERS and [spec["name"] for spec in model.layout] == ["0"]:
         raw = _converted(model, lambda source, target: to_raw(source, target, dtype=RAW_HELPERS[helper]))
         about = Artifact(
             f"{model.pk}.bin", "application/octet-stream", f"{model.sha256}-{helper}", raw.seek(0, 2)
         )
         return _send(request, about, raw)
-    positional = any("/" in spec["name"] or "\\" in spec["name"] for spec in model.layout)
-    npz = _converted(model, lambda source, target: to_npz(source, target, positional=positional))
-    about = Artifact(f"{model.pk}.npz", "application/octet-stream", f"{model.sha256}-npz", npz.seek(0, 2))
+    npz = _converted(model, lambda source, target: to_npz(source, target, positional=True))
+    about = Artifact(f"{model.pk}.npz", "application/octet-stream", f"{model.sha256}-places", npz.seek(0, 2))
     return _send(request, about, npz)
 
 

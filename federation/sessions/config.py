@@ -50,6 +50,7 @@ class SessionConfig:
     aggregator: str = "fedavg"
     aggregator_kwargs: dict[str, Any] = field(default_factory=dict)  # all of the aggregator's arguments
     as_sent: dict[str, Any] = field(default_factory=dict)  # what a foreign client asked for and reads back
+    cannot_run: str = ""  # why a session that is kept as it was sent is never started, as a sentence
 
     @property
     def needed_updates(self) -> int:
@@ -209,5 +210,6 @@ def parse_spec(values: Mapping[str, Any]) -> SessionSpec:
             aggregator=aggregator.name,
             aggregator_kwargs=aggregator.check(_json_object(values, "aggregator_kwargs", "arguments")),
             as_sent=_json_object(values, "as_sent", "settings"),
+            cannot_run=str(values.get("cannot_run") or "")[:500],
         ),
     )

@@ -77,11 +77,18 @@ def _set_running(session: Session, actor: Actor, verb: str, message: str, **fiel
     hints.wake_session(str(session.pk))
 
 
+def check_can_run(session: Session) -> None:
+    """Raises StudioError 400 `not_offered` for a session that asks for what this server does not do."""
+    if why := SessionConfig.from_json(session.config).cannot_run:
+        raise StudioError("not_offered", why, 400)
+
+
 def start_session(*, actor: Actor, session: Session) -> Session:
     """created -> running. Starting one that runs changes nothing; one that ended is refused."""
     session = reach(Session.objects.all(), actor, Action.RUN, "session", pk=session.pk)
     if session.status == SessionStatus.RUNNING:
         return session
+    check_can_run(session)
     if session.status != SessionStatus.CREATED:
         raise StudioError(
             "session_ended",

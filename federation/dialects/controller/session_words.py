@@ -7,9 +7,8 @@ from typing import Any
 
 from federation.models.choices import PackageForm
 from federation.models.selectors import active_model, active_package
-from federation.sessions.config import SessionConfig, SessionSpec, parse_spec
-from federation.sessions.models import Session
-from foundation.errors import StudioError, invalid
+from federation.sessions.config import SessionSpec, parse_spec
+from foundation.errors import invalid
 from foundation.plain_json import plain
 from projects.models import Project
 
@@ -39,6 +38,7 @@ def spec_from(given: Mapping[str, Any], project: Project) -> SessionSpec:
         "validate": _truth(sent.get("validate", True)),
         "client_settings": sent.get("client_settings"),
         "as_sent": plain(dict(sent)),
+        "cannot_run": _cannot_run(sent),
     }
     if offered:
         values |= {"aggregator": sent.get("aggregator"), "aggregator_kwargs": sent.get("aggregator_kwargs")}
@@ -49,21 +49,16 @@ def spec_from(given: Mapping[str, Any], project: Project) -> SessionSpec:
     return parse_spec(values)
 
 
-def refusal_of(session: Session) -> StudioError | None:
-    """Why a session that is kept as it was sent cannot be run here; None when it can."""
-    sent = SessionConfig.from_json(session.config).as_sent
+def _cannot_run(sent: Mapping[str, Any]) -> str:
+    """Why a session that is kept as it was sent cannot be run here; empty when it can."""
     if sent.get("server_functions"):
-        return StudioError(
-            "not_offered",
+        return (
             "Server functions are kept with the session but not run here: this server runs nobody's code. "
-            "Make the session without them.",
-            400,
+            "Make the session without them."
         )
     if sent.get("aggregator") == SPLIT_LEARNING:
-        return StudioError(
-            "not_offered", "Split learning is not offered here; the session is kept as it was sent.", 400
-        )
-    return None
+        return "Split learning is not offered here; the session is kept as it was sent."
+    return ""
 
 
 def whole_or_none(given: Mapping[str, Any], name: str) -> int | None:

@@ -11,14 +11,14 @@ from federation.dialects.controller.asked import fields_of
 from federation.dialects.controller.callers import Caller
 from federation.dialects.controller.nouns.clients import CLIENTS
 from federation.dialects.controller.nouns.sessions import SESSIONS
-from federation.dialects.controller.session_words import refusal_of, spec_from, whole_or_none
+from federation.dialects.controller.session_words import spec_from, whole_or_none
 from federation.dialects.controller.view import ControllerView, answer
 from federation.dialects.controller.views.lists import Many, One
 from federation.sessions.config import SessionConfig
 from federation.sessions.models import Session
 from federation.sessions.planning import run_session
 from federation.sessions.selectors import running_of, session_of
-from federation.sessions.services import create_session, stop_session
+from federation.sessions.services import check_can_run, create_session, stop_session
 from foundation.errors import StudioError
 from projects.choices import Action
 
@@ -68,8 +68,7 @@ class StartSession(ControllerView):
         session = _named(caller, given)
         if running_of(caller.actor, caller.project):
             raise StudioError("session_running", "A session is already running!", 400)
-        if (refusal := refusal_of(session)) is not None:
-            raise refusal
+        check_can_run(session)
         needed = SessionConfig.from_json(session.config).min_clients
         named = {"client_id": given["client_ids"]} if given.get("client_ids") else {}
         if CLIENTS.matching(caller, {"status": "online", **named}).count() < needed:
