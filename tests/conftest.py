@@ -19,7 +19,15 @@ pytest_plugins = [
     "tests.rig",
 ]
 
-DATABASE_FIXTURES = {"db", "transactional_db", "live_server", "live_stack", "start_stack", "django_db_setup"}
+DATABASE_FIXTURES = {
+    "db",
+    "transactional_db",
+    "live_server",
+    "live_stack",
+    "shared_stack",
+    "start_stack",
+    "django_db_setup",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -174,6 +174,7 @@ def callers(furnished: World, project: Project, owner: User, viewer: User, tmp_p
     ]  # fmt: skip
 
 
+@pytest.mark.postgres  # the stricter of the two: it takes no NUL, and checks what a column can hold
 @pytest.mark.parametrize("part", range(6))
 @settings(
     max_examples=150, deadline=None, derandomize=True, phases=[Phase.generate, Phase.shrink],

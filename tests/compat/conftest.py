@@ -1,4 +1,4 @@
-"""The world of the compat tests: one Studio per file, a person on it, and devices with the published packages."""
+"""The world of the compat tests: one Studio for all, a person per file, and devices with the published packages."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Devices]:
 
 
 @pytest.fixture(scope="module")
-def world(live_stack: Stack, devices: Devices, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(shared_stack: Stack, devices: Devices, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A Studio with one person on it, and the devices. `world.site()` makes a project."""
-    with new_person(live_stack.web) as api:
-        yield World(live_stack, api, devices, tmp_path_factory.mktemp("world"))
+    with new_person(shared_stack.web) as api:
+        yield World(shared_stack, api, devices, tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from projects.models import User
 from tests.e2e.conftest import Complaints, Enter
 from tests.pages_world import World
 
-pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.once, pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
 def dialog(page: Page, world: World) -> None:

@@ -38,7 +38,7 @@ TOO_FAINT = """() => {
   }
   return faint;
 }"""
-pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.once, pytest.mark.browser, pytest.mark.django_db(transaction=True)]
 
 
 def test_no_page_breaks_its_policy_or_logs_an_error(

@@ -35,6 +35,8 @@ from tests.pages_world import World
 from tests.permissions.routes import ROUTES
 from tests.permissions.rules import METHODS
 
+pytestmark = pytest.mark.once  # who may do what is decided before the database is asked
+
 PEOPLE = ("owner", "admin", "member", "viewer", "stranger")
 CALLERS = (
     *PEOPLE,

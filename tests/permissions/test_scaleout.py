@@ -22,6 +22,8 @@ from projects.tokens.models import Token
 from projects.tokens.services import create_token, revoke_token
 from tests.cast import ApiFor, ClientToken, actor
 
+pytestmark = pytest.mark.once  # who may do what is decided before the database is asked
+
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CALLERS = (
     "owner's cookie",

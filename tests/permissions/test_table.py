@@ -20,6 +20,8 @@ from tests.permissions.rules import CALLERS, LOGIN, METHODS, OK, verdict
 from tests.permissions.tables import ANY_METHOD_IS_FINE, TABLE
 from tests.permissions.world import World
 
+pytestmark = pytest.mark.once  # who may do what is decided before the database is asked
+
 
 def test_every_address_is_in_the_table_and_the_table_holds_no_other() -> None:
     assert {route.name for route in OURS} == set(TABLE)

@@ -76,6 +76,13 @@ def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.Stac
         yield stack
 
 
+@pytest.fixture(scope="session")
+def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stacks.Stack]:
+    """As `live_stack`, for every module that only adds projects of its own to it."""
+    with stacks.running(tmp_path_factory.mktemp("shared") / "data") as stack:
+        yield stack
+
+
 @pytest.fixture
 def start_stack(tmp_path: Path) -> Iterator[Callable[..., stacks.Stack]]:
     """`start_stack("--combiners", "2", env={…}, data=…)`: a Studio of the test's own, stopped after it."""

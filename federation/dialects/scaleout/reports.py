@@ -15,6 +15,8 @@ from clients_app import presence
 from federation.combiner.connection import Identity
 from federation.combiner.core import CombinerCore
 from federation.combiner.intake import MAX_METADATA_BYTES, Receipt
+from federation.combiner.reported import MAX_VALIDATION_BYTES, finite_series
+from federation.combiner.staging import SLACK_BYTES, WIDEST
 from federation.combiner.threads import in_rows
 from federation.dialects.scaleout import scaleout_pb2 as wire
 from federation.dialects.scaleout.containers import unwrapping
@@ -26,12 +28,9 @@ from federation.sessions.choices import AssignmentStatus, CommandKind, OrderStat
 from federation.sessions.commands import Ordered
 from foundation.errors import StudioError
 
-MAX_VALIDATION_BYTES = 1 << 20
 MAX_PAYLOAD_CHARS = 16 * 1024
 MAX_SERIES = 50
 MAX_SENTENCE_CHARS = 4000
-WIDEST = 4  # a client may send float64 for a model of half precision
-SLACK_BYTES = 1 << 20
 BELIEVED_CLOCK = dt.timedelta(days=7)  # records wait on the client while it is offline
 _LEVELS = {
     wire.DEBUG: "debug",
@@ -198,9 +197,7 @@ async def metrics(who: Identity, polled: Polled | None, report: wire.ModelMetric
         assignments.log_metrics,
         client_id=who.client_id,
         assignment_id=task.assignment_id,
-        values={
-            metric.key: metric.value for metric in report.metrics[:MAX_SERIES] if math.isfinite(metric.value)
-        },
+        values=finite_series((metric.key, metric.value) for metric in report.metrics),
         step=report.step.value,
     )
 

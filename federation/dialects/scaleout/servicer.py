@@ -16,6 +16,7 @@ import grpc
 import structlog
 
 from clients_app.selectors import client_itself
+from federation.combiner.calls import Context, address_of
 from federation.combiner.connection import Farewell, Identity
 from federation.combiner.core import CombinerCore
 from federation.combiner.intake import Receipt
@@ -56,19 +57,12 @@ STATUS_OF_RECEIPT = {
     "rejected": grpc.StatusCode.INVALID_ARGUMENT,
     "refused": grpc.StatusCode.OUT_OF_RANGE,
 }
-Context = Any  # grpc.aio.ServicerContext, whose type parameters differ per call
 
 
 def register(core: CombinerCore, server: grpc.aio.Server) -> None:
     servicer = ScaleoutServicer(core)
     add_CombinerClientServicer_to_server(servicer, server)
     add_ModelServiceServicer_to_server(servicer, server)
-
-
-def address_of(peer: str) -> str:
-    """The IP address in gRPC's name of a peer, such as `ipv4:10.0.0.7:51234`."""
-    _kind, _, rest = peer.partition(":")
-    return rest.rpartition(":")[0] or peer
 
 
 async def refuse(context: Context, error: StudioError) -> None:
