@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from clients_app.models import Client
 from federation.dialects.fedn import fedn_pb2 as wire
+from federation.dialects.scaleout.polling import task_of
 from federation.events.models import Event
 from federation.models.models import Metric, Validation
 from federation.sessions import commands
@@ -133,6 +134,15 @@ def test_a_command_can_be_stopped_and_its_late_answer_changes_nothing(rig: Rig, 
     order.refresh_from_db()
     assert order.status == "interrupted"
     assert commands.ordered([edge.pk]) == []
+
+
+def test_clients_that_can_be_told_so_start_again_with_a_new_package(rig: Rig, edge: Client) -> None:
+    command = commands.restart_clients(actor=rig.actor, project=rig.project, abort_ongoing=True)
+    assert command is not None and command.parameters == {"abort_ongoing_tasks": True}
+    (order,) = commands.ordered([edge.pk])
+    assert task_of(order).type == "Scaleout_RestartClient"
+    Client.objects.filter(pk=edge.pk).update(connection_id="")
+    assert commands.restart_clients(actor=rig.actor, project=rig.project, abort_ongoing=True) is None
 
 
 def test_a_command_past_its_time_ends(rig: Rig, edge: Client) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 from typing import Any
 
 import numpy as np
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.utils import timezone
 
+from clients_app.models import Client, Combiner
 from federation.models.models import ComputePackage, Model, ProjectDefaults
+from federation.sessions.models import Order
 from projects.models import AuditEvent, User
 from studio.body_limit import limit_of
 from tests.archives import content_of, tar_bytes, upload
@@ -152,3 +156,18 @@ def test_uploads_have_room_and_nothing_else_has(settings: Any) -> None:
         assert limit_of(f"{prefix}/api/v1/packages") > settings.MAX_PACKAGE_BYTES
         for small in ("sessions/", "models/x", "packages/active", "clients/add"):
             assert limit_of(f"{prefix}/api/v1/{small}") < 10 * 2**20
+
+
+@pytest.mark.parametrize(("asked", "orders"), [("true", 1), ("false", 0), ("", 0)])
+def test_clients_start_again_with_a_new_package_when_that_is_asked(
+    furnished: World, controller: Controller, asked: str, orders: int
+) -> None:
+    later = timezone.now() + dt.timedelta(hours=1)
+    combiner = Combiner.objects.create(name="edge", epoch=1, lease_until=later)
+    Client.objects.create(
+        project=furnished.project, name="edge", dialect="scaleout", connection_id="c", connection_epoch=1,
+        combiner=combiner,
+    )  # fmt: skip
+    body = {"file": upload(tar_bytes(COMMAND)), "name": "again", "restart_clients": asked}
+    assert controller("POST", "packages/", body).status_code == 200
+    assert Order.objects.filter(command__kind="restart", client__name="edge").count() == orders

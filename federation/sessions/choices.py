@@ -95,6 +95,7 @@ class CommandKind(models.TextChoices):
     PREDICT = "predict"  # the client predicts with a model and sends what it found
     VALIDATE = "validate"  # the client measures a model
     STAGE = "stage"  # the client fetches a model and keeps it
+    RESTART = "restart"  # the client starts again, with the package that is active then
 
 
 class OrderStatus(models.TextChoices):

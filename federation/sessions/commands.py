@@ -38,9 +38,11 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 DIALECTS_OF_KIND: dict[str, tuple[str, ...]] = {
     CommandKind.CUSTOM: ("scaleout",),
     CommandKind.STAGE: ("scaleout",),
+    CommandKind.RESTART: ("scaleout",),
     CommandKind.VALIDATE: ("scaleout", "fedn"),
     CommandKind.PREDICT: ("scaleout", "fedn"),
 }
+_WITHOUT_MODEL = (CommandKind.CUSTOM, CommandKind.RESTART)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def start_command(*, actor: Actor, project: Project, spec: CommandSpec) -> Comma
     model = None
     if spec.model_id is not None:
         model = reach(Model.objects.filter(project=project), actor, Action.RUN, "model", pk=spec.model_id)
-    elif spec.kind != CommandKind.CUSTOM:
+    elif spec.kind not in _WITHOUT_MODEL:
         raise invalid("model_id", f"A command to {spec.kind} needs a model.")
     if spec.kind == CommandKind.CUSTOM and not _NAME.fullmatch(spec.name):
         raise invalid("name", "A command's name has letters, digits, - and _, at most 100, a letter first.")
@@ -97,6 +99,18 @@ def start_command(*, actor: Actor, project: Project, spec: CommandSpec) -> Comma
         )
         wake_combiners([str(client.pk) for client in clients])
     return command
+
+
+def restart_clients(*, actor: Actor, project: Project, abort_ongoing: bool) -> Command | None:
+    """Clients that can be told so start again, for a new package; those at work only with `abort_ongoing`. None: no
+    such client is online. Raises as `start_command`."""
+    spec = CommandSpec(kind=CommandKind.RESTART, parameters={"abort_ongoing_tasks": abort_ongoing})
+    try:
+        return start_command(actor=actor, project=project, spec=spec)
+    except StudioError as error:
+        if error.code != "no_clients":
+            raise
+        return None
 
 
 def _parameters(given: Mapping[str, Any] | None) -> Any:

@@ -75,6 +75,11 @@ def as_number(text: object) -> int | None:
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
 
 
+def truth(value: object) -> bool:
+    """A boolean of JSON, or the text of one in a form."""
+    return value.strip().lower() in ("true", "1", "on", "yes") if isinstance(value, str) else bool(value)
+
+
 def snake(name: str) -> str:
     """`sessionId` and `session_id` are the same field."""
     return _HUMP.sub(lambda found: f"_{found[1].lower()}", name)

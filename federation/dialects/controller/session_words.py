@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from federation.dialects.controller.asked import truth
 from federation.models.choices import PackageForm
 from federation.models.selectors import active_model, active_package
 from federation.sessions.config import SessionSpec, parse_spec
@@ -35,7 +36,7 @@ def spec_from(given: Mapping[str, Any], project: Project) -> SessionSpec:
         "min_clients": min_clients,
         # more clients needed than asked for can only mean: ask for so many
         "requested_clients": max(requested, min_clients) if requested else None,
-        "validate": _truth(sent.get("validate", True)),
+        "validate": truth(sent.get("validate", True)),
         "client_settings": sent.get("client_settings"),
         "as_sent": plain(dict(sent)),
         "cannot_run": _cannot_run(sent),
@@ -80,7 +81,3 @@ def _seed_of(project: Project) -> Any:
     if model is None:
         raise invalid("model_id", "Session seed model not found")
     return model.pk
-
-
-def _truth(value: Any) -> bool:
-    return value.strip().lower() in ("true", "1", "on", "yes") if isinstance(value, str) else bool(value)

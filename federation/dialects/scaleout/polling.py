@@ -26,6 +26,7 @@ TYPE_OF_COMMAND: dict[str, str] = {
     CommandKind.PREDICT: "Scaleout_Inference",
     CommandKind.VALIDATE: "Scaleout_Validation",
     CommandKind.STAGE: "Scaleout_StageModel",
+    CommandKind.RESTART: "Scaleout_RestartClient",
 }
 Task = Owed | Ordered
 REMEMBERED = 64  # ended tasks, of which records may still come

@@ -33,6 +33,7 @@ class Migration(migrations.Migration):
                             ("predict", "Predict"),
                             ("validate", "Validate"),
                             ("stage", "Stage"),
+                            ("restart", "Restart"),
                         ],
                         max_length=10,
                     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 
-from federation.dialects.controller.asked import as_uuid, fields_of
+from federation.dialects.controller.asked import as_uuid, fields_of, truth
 from federation.dialects.controller.callers import Caller
 from federation.dialects.controller.nouns.packages import PACKAGES, storage_name
 from federation.dialects.controller.uploads import sent_file
@@ -16,6 +16,7 @@ from federation.models.downloads import send_package
 from federation.models.models import ComputePackage
 from federation.models.selectors import active_package, package_named
 from federation.models.services import bring_package, set_active_package
+from federation.sessions.commands import restart_clients
 from foundation.errors import StudioError, invalid
 from projects.choices import Action
 
@@ -40,7 +41,7 @@ class Packages(Many):
     noun = PACKAGES
 
     def post(self, request: HttpRequest, caller: Caller) -> HttpResponseBase:
-        """A package comes up and is the active one from now on."""
+        """A package comes up and is the active one from now on; clients may be told to start again with it."""
         given = fields_of(request)
         with sent_file(request, caller, given) as file:
             name = str(given.get("name") or (file.name if file is not None else "") or "package")
@@ -52,6 +53,9 @@ class Packages(Many):
                 helper=str(given.get("helper") or ""),
                 upload=file,
             )
+        if truth(given.get("restart_clients")):
+            abort = truth(given.get("abort_ongoing_tasks"))
+            restart_clients(actor=caller.actor, project=caller.project, abort_ongoing=abort)
         return answer({"message": "Package uploaded"})
 
 
