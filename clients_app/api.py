@@ -14,21 +14,25 @@ from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from clients_app import selectors, services
+from clients_app import placement, selectors, services
+from clients_app.combiner_states import combiner_states
 from clients_app.config import ClientConfig
 from clients_app.models import Client, Combiner
 from clients_app.serializers import (
+    ClientChange,
     ClientIn,
     ClientMadeOut,
     ClientOut,
     ClientSelfOut,
     CombinerOut,
+    DrainingOut,
 )
 from foundation.errors import forbidden, not_found
 from foundation.idempotency import idempotent
-from projects.actors import actor_of
+from projects.actors import Actor, actor_of
 from projects.api import body
 from projects.choices import Action
+from projects.models import Project
 from projects.selectors import project_by_slug
 from projects.tokens.models import Token
 
@@ -101,11 +105,11 @@ class OneClient(_OneOf):
     def get(self, request: Request, slug: str, pk: Any) -> Response:
         return Response(ClientOut(selectors.described([self._row(request, slug, pk)])[0]).data)
 
-    @extend_schema(operation_id="clients_rename", request=ClientIn)
+    @extend_schema(operation_id="clients_change", request=ClientChange)
     def patch(self, request: Request, slug: str, pk: Any) -> Response:
-        """Rename it."""
-        services.rename_client(
-            actor=actor_of(request), client=self._row(request, slug, pk), **body(ClientIn, request)
+        """Rename it, or pin it to combiners by their labels."""
+        services.change_client(
+            actor=actor_of(request), client=self._row(request, slug, pk), **body(ClientChange, request)
         )
         return self.get(request, slug, pk)
 
@@ -134,8 +138,57 @@ class Combiners(ListAPIView[Combiner]):
     filterset_fields = ["name"]
 
     def get_queryset(self) -> QuerySet[Combiner]:
-        """The combiners that clients of this project may meet, and how many of its own each holds."""
-        return selectors.combiners_of(project_by_slug(actor_of(self.request), self.kwargs["slug"]))
+        """The combiners that clients of this project may meet: how many of its own each holds, how busy it is, and
+        its part of the open rounds."""
+        return selectors.combiners_of(self._project())
+
+    def paginate_queryset(self, queryset: Any) -> Any:
+        page = super().paginate_queryset(queryset)
+        return None if page is None else combiner_states(self._project(), list(page))
+
+    def _project(self) -> Project:
+        return project_by_slug(actor_of(self.request), self.kwargs["slug"])
+
+
+class _OfOperator(GenericAPIView[Combiner]):
+    serializer_class = DrainingOut
+    queryset = Combiner.objects.none()
+
+    def _operator(self, request: Request) -> Actor:
+        actor = actor_of(request)
+        services.check_operator(actor)
+        return actor
+
+    def _answer(self, name: str) -> Response:
+        return Response(DrainingOut(placement.draining_of(name)).data)
+
+
+@extend_schema(tags=["combiners"])
+class OneCombiner(_OfOperator):
+    @extend_schema(operation_id="combiners_draining")
+    def get(self, request: Request, name: str) -> Response:
+        """For operators: whether it is being drained, and what it still has."""
+        self._operator(request)
+        return self._answer(name)
+
+
+@extend_schema(tags=["combiners"])
+class Drain(_OfOperator):
+    @extend_schema(operation_id="combiners_drain", request=None)
+    def post(self, request: Request, name: str) -> Response:
+        """For operators: it takes no new clients, gives its own to others and finishes what it accepted. It may be
+        stopped once `drained` is true: ask until then. Holds over restarts until it is resumed."""
+        services.drain_combiner(name, actor=self._operator(request))
+        return self._answer(name)
+
+
+@extend_schema(tags=["combiners"])
+class Resume(_OfOperator):
+    @extend_schema(operation_id="combiners_resume", request=None)
+    def post(self, request: Request, name: str) -> Response:
+        """For operators: it takes clients again."""
+        services.undrain_combiner(name, actor=self._operator(request))
+        return self._answer(name)
 
 
 @extend_schema(tags=["clients"])
@@ -157,7 +210,8 @@ class ClientSelf(GenericAPIView[Client]):
             "client_id": client.pk,
             "name": client.name,
             "project": client.project.slug,
-            "combiners": selectors.combiners_best_first(client.attributes),
+            "combiners": placement.combiners_for(client),
+            "pin": client.pin,
             "server_version": settings.STUDIO_VERSION,
         }
         return Response(ClientSelfOut(answer).data)

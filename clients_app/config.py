@@ -9,7 +9,7 @@ import yaml
 from django.conf import settings
 
 from clients_app.models import Client
-from clients_app.selectors import combiners_best_first
+from clients_app.placement import where_to_begin
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ClientConfig:
 def config_for(client: Client, *, token: str, base_url: str, ticket: str = "") -> ClientConfig:
     """The config of a client whose fresh token this is. The combiner is only where to begin: the client asks
     `api_url` for the best one each time it starts."""
-    best = next(iter(combiners_best_first(client.attributes)), None)
+    best = where_to_begin(client)
     return ClientConfig(
         name=client.name,
         client_id=str(client.pk),

@@ -7,6 +7,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from clients_app.choices import Draining
 from foundation.ids import uuid7
 from projects.scoping import ScopedQuerySet
 
@@ -14,6 +15,10 @@ from projects.scoping import ScopedQuerySet
 class CombinerQuerySet(models.QuerySet["Combiner"]):
     def alive(self) -> CombinerQuerySet:
         return self.filter(lease_until__gt=Now())
+
+    def taking(self) -> CombinerQuerySet:
+        """Those that take new clients: alive, and not being drained."""
+        return self.alive().filter(draining=Draining.NO)
 
 
 class Combiner(models.Model):
@@ -30,6 +35,10 @@ class Combiner(models.Model):
     load = models.JSONField(default=dict, blank=True)
     started_at = models.DateTimeField(null=True, blank=True)
     lease_until = models.DateTimeField(null=True, blank=True)
+    draining = models.CharField(max_length=10, choices=Draining.choices, blank=True, default=Draining.NO)
+    left_at = models.DateTimeField(
+        null=True, blank=True, help_text="when it was told that it had stopped, or gone silent"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     objects = CombinerQuerySet.as_manager()
@@ -64,6 +73,9 @@ class Client(models.Model):
     dialect = models.CharField(max_length=20, blank=True)
     version = models.CharField(max_length=40, blank=True)
     attributes = models.JSONField(default=dict, blank=True)
+    pin = models.JSONField(
+        default=dict, blank=True, help_text="labels that a combiner must have to be given to this client"
+    )
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -73,7 +85,8 @@ class Client(models.Model):
         ordering = ["-id"]
         constraints = [models.UniqueConstraint(fields=["project", "name"], name="client_name_once")]
         indexes = [
-            models.Index(fields=["combiner"], name="client_connected", condition=Q(connection_id__gt=""))
+            models.Index(fields=["combiner"], name="client_connected", condition=Q(connection_id__gt="")),
+            models.Index(fields=["connected_at"], name="client_came", condition=Q(connection_id__gt="")),
         ]
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,16 @@ from django.db import transaction
 from django.db.models import DateTimeField, Exists, ExpressionWrapper
 from django.db.models.functions import Now
 
+from clients_app.choices import Draining
+from clients_app.combiner_events import tell_projects
 from clients_app.models import Client, Combiner
+from clients_app.placement import MOVABLE_DIALECTS, fits, pin_text
 from federation.events.services import publish
+from foundation.errors import StudioError
 from foundation.plain_json import plain
 
 LEASE_S = 15.0
 MAX_ATTRIBUTES = 100
-_CLIENTS_A_STATEMENT = 5000
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def start_combiner(
     version: str,
 ) -> CombinerLease:
     """Register the combiner `name` or take it over: the epoch rises, so whoever ran under the name before can
-    write no more; the lease runs for 15 s from now."""
+    write no more; the lease runs for 15 s from now. One that the operator drains stays so."""
     with transaction.atomic():
         Combiner.objects.bulk_create([Combiner(name=name)], ignore_conflicts=True)
         row = Combiner.objects.select_for_update().get(name=name)
@@ -59,19 +62,47 @@ def start_combiner(
             load={},
             started_at=Now(),
             lease_until=_lease(),
+            left_at=None,
+            draining=Draining.ASKED if row.draining == Draining.ASKED else Draining.NO,
         )
+        again = "" if row.left_at or not row.epoch else " again"
+        tell_projects(row, "combiner.joined", f"Combiner {name} started{again}.", version=version[:40])
         return CombinerLease(row.pk, row.epoch + 1, lost)
 
 
 def renew_lease(*, combiner_id: uuid.UUID, epoch: int, load: Mapping[str, Any]) -> bool:
     """15 s more. False: a newer one runs under this name, or the row is gone; the caller must exit."""
     rows = Combiner.objects.filter(pk=combiner_id, epoch=epoch)
-    return rows.update(lease_until=_lease(), load=plain(load)) == 1
+    return rows.update(lease_until=_lease(), load=plain(load), left_at=None) == 1
 
 
 def end_lease(*, combiner_id: uuid.UUID, epoch: int) -> bool:
     """The combiner stops on purpose: its clients are offline from now. False when a newer one runs."""
-    return Combiner.objects.filter(pk=combiner_id, epoch=epoch).update(lease_until=Now()) == 1
+    with transaction.atomic():
+        rows = Combiner.objects.filter(pk=combiner_id, epoch=epoch)
+        if not rows.update(lease_until=Now(), left_at=Now(), load={}):
+            return False
+        row = rows.get()
+        tell_projects(row, "combiner.left", f"Combiner {row.name} stopped.")
+    return True
+
+
+def note_silent_combiners() -> int:
+    """Those whose lease ran out without a word: told once, as soon as it is seen. Answers how many."""
+    silent = Combiner.objects.filter(lease_until__lte=Now(), left_at=None)
+    noted = 0
+    for row in silent:
+        with transaction.atomic():
+            if Combiner.objects.filter(pk=row.pk, lease_until__lte=Now(), left_at=None).update(left_at=Now()):
+                noted += 1
+                tell_projects(
+                    row,
+                    "combiner.silent",
+                    f"Combiner {row.name} fell silent: its lease ran out. Its clients go to others; what it "
+                    "accepted is on its disk until it is back, or given up.",
+                    level="warning",
+                )
+    return noted
 
 
 def connected(
@@ -85,7 +116,10 @@ def connected(
     attributes: Mapping[str, Any] | None = None,
 ) -> bool:
     """The client's stream is open. It takes the place of any earlier connection; `attributes` None keeps what
-    is known. False when the client is gone or a newer combiner runs: then the stream must end."""
+    is known. False when the client is gone or a newer combiner runs: then the stream must end.
+
+    Raises StudioError 503 where the client is to go elsewhere: `pinned_elsewhere`, or `combiner_draining` when its
+    dialect can find another; nothing is changed then."""
     fields: dict[str, Any] = {
         "combiner_id": combiner_id,
         "connection_epoch": epoch,
@@ -102,6 +136,8 @@ def connected(
         if not Client.objects.filter(current, pk=client_id).update(**fields):
             return False
         client = Client.objects.select_related("combiner").get(pk=client_id)
+        assert client.combiner is not None
+        _check_place(client, client.combiner)
         publish(
             project_id=client.project_id,
             kind="client.connected",
@@ -112,6 +148,19 @@ def connected(
             version=version,
         )
     return True
+
+
+def _check_place(client: Client, combiner: Combiner) -> None:
+    if not fits(client.pin, combiner):
+        raise StudioError(
+            "pinned_elsewhere",
+            f"This client is pinned to combiners with {pin_text(client.pin)}; {combiner.name} is none of them.",
+            503,
+        )
+    if combiner.draining and client.dialect in MOVABLE_DIALECTS:
+        raise StudioError(
+            "combiner_draining", f"Combiner {combiner.name} takes no new clients: ask for another.", 503
+        )
 
 
 def disconnected(*, client_id: uuid.UUID, combiner_id: uuid.UUID, epoch: int, connection_id: str) -> bool:
@@ -150,11 +199,11 @@ def merge_attributes(*, client_id: uuid.UUID, attributes: Mapping[str, Any]) -> 
     return True
 
 
-def touch_clients(client_ids: Collection[uuid.UUID]) -> None:
-    """These clients were heard from just now. One statement a batch; heartbeats cost no row each."""
-    ids = list(client_ids)
-    for start in range(0, len(ids), _CLIENTS_A_STATEMENT):
-        Client.objects.filter(pk__in=ids[start : start + _CLIENTS_A_STATEMENT]).update(last_seen_at=Now())
+def touch_clients(*, combiner_id: uuid.UUID, epoch: int) -> None:
+    """Everybody connected to this combiner was heard from just now. One statement; heartbeats cost no row each."""
+    Client.objects.filter(combiner_id=combiner_id, connection_epoch=epoch, connection_id__gt="").update(
+        last_seen_at=Now()
+    )
 
 
 def _lease() -> ExpressionWrapper:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from django.db.models import Case, Count, DateTimeField, Exists, F, OuterRef, Q, QuerySet, When
+from django.db.models import Case, Count, DateTimeField, Exists, F, OuterRef, Q, QuerySet, Value, When
 from django.db.models.functions import Now
 
-from clients_app.models import Client, Combiner
+from clients_app.choices import Draining
+from clients_app.models import Client, Combiner, Registration
+from clients_app.placement import CONNECTED, waiting_for
 from projects.actors import Actor
 from projects.models import Project
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 _OWED = ("assigned", "delivered")
 COMBINER_HOSTS = "combiner_hosts"  # in a project's settings
 _DOING = {"train": "training", "validate": "validating"}
-_CONNECTED = Q(clients__connection_id__gt="", clients__connection_epoch=F("epoch"))
 
 
 class Presence(TypedDict):
@@ -53,7 +54,7 @@ def _with_presence(rows: QuerySet[Client]) -> QuerySet[WithAnnotations[Client, P
 @dataclass(frozen=True)
 class ClientState:
     """One line of the list of clients. `combiner` is the name of the one it is connected to; `doing` is empty while
-    it is offline and owes nothing."""
+    it is offline, owes nothing and waits for no combiner."""
 
     client: Client
     online: bool
@@ -63,14 +64,19 @@ class ClientState:
 
 
 def described(rows: Sequence[Client]) -> list[ClientState]:
-    """What the clients of `clients_of`, or a page of them, are doing. One query, however many."""
+    """What the clients of `clients_of`, or a page of them, are doing. Two queries at most, however many."""
     owed = _owed([row.pk for row in rows])
+    waiting = waiting_for([row for row in rows if not getattr(row, "online", False)])
     states = []
     for row in rows:
         online: bool = getattr(row, "online", False)
         since: dt.datetime | None = getattr(row, "since", row.last_seen_at)
         combiner = row.combiner.name if online and row.combiner is not None else None
-        states.append(ClientState(row, online, since, combiner, _sentence(owed.get(row.pk, []), online)))
+        doing = _sentence(owed.get(row.pk, []), online)
+        if row.pk in waiting:
+            wait = f"waits for a combiner with {waiting[row.pk]}: none takes clients"
+            doing = f"{doing}; {wait}" if doing else wait
+        states.append(ClientState(row, online, since, combiner, doing))
     return states
 
 
@@ -96,13 +102,20 @@ def _sentence(owed: list[str], online: bool) -> str:
 
 
 def combiners_of(project: Project) -> QuerySet[Combiner]:
-    """Every combiner, by name, with `alive` and `active_clients`: how many of this project's are connected to it.
-    Combiners serve all projects; what others do on them is not told."""
+    """Every combiner, by name, with `alive`, `state` (up, draining, stopped or silent) and `active_clients`: how many
+    of this project's are connected to it. Combiners serve all projects; what others do on them is not told."""
     alive = Q(lease_until__gt=Now())
+    state = Case(
+        When(alive & ~Q(draining=Draining.NO), then=Value("draining")),
+        When(alive, then=Value("up")),
+        When(left_at=F("lease_until"), then=Value("stopped")),  # it ended its lease itself
+        default=Value("silent"),
+    )
     return (
         Combiner.objects.annotate(
             alive=Case(When(alive, then=True), default=False),
-            active_clients=Count("clients", filter=_CONNECTED & alive & Q(clients__project=project)),
+            state=state,
+            active_clients=Count("clients", filter=CONNECTED & alive & Q(clients__project=project)),
         )
         .exclude(lease_until=None)
         .order_by("name")
@@ -114,15 +127,20 @@ def host_for(project: Project, combiner: Combiner) -> str:
     return str(project.settings.get(COMBINER_HOSTS, {}).get(str(combiner.pk), ""))
 
 
-def combiners_best_first(attributes: Mapping[str, Any] | None = None) -> list[Combiner]:
-    """Those alive, fewest connected clients first, each with `active_clients`. One query. A combiner whose labels
-    contradict the client's attributes (another region) comes after those that fit."""
-    rows = list(
-        Combiner.objects.alive()
-        .annotate(active_clients=Count("clients", filter=_CONNECTED))
-        .order_by("active_clients", "name")
+def living_registration(client_id: uuid.UUID) -> Registration | None:
+    """How the client of that id may be believed without a token: by one that is neither revoked nor expired, nor of
+    a closed account."""
+    alive: Any = Q(token__revoked_at=None) & (Q(token__expires_at=None) | Q(token__expires_at__gt=Now()))
+    open_account = Q(token__user=None) | Q(token__user__is_active=True)
+    return (
+        Registration.objects.select_related("client", "token")
+        .filter(alive, open_account, client_id=client_id)
+        .first()
     )
-    wanted = attributes or {}
-    return sorted(
-        rows, key=lambda row: any(key in wanted and wanted[key] != value for key, value in row.labels.items())
+
+
+def registered_with(token_id: uuid.UUID, client_id: uuid.UUID) -> Registration | None:
+    """The registration of that client by that very token."""
+    return (
+        Registration.objects.select_related("client").filter(client_id=client_id, token_id=token_id).first()
     )

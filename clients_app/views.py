@@ -8,6 +8,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.forms import Form
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.views.decorators.cache import never_cache
@@ -15,9 +16,11 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from clients_app import services
 from clients_app.activity import telemetry_charts, work_of
+from clients_app.combiner_states import combiner_states
 from clients_app.config import ClientConfig
-from clients_app.forms import ClientForm
+from clients_app.forms import ClientForm, NewClientForm, PinForm
 from clients_app.models import Client
+from clients_app.placement import pin_text
 from clients_app.selectors import clients_of, combiners_of, described
 from federation.events.pages import live_frame
 from federation.events.selectors import events_of, of_kind
@@ -74,7 +77,7 @@ def client_list(request: HttpRequest, slug: str) -> HttpResponse:
 def client_new(request: HttpRequest, slug: str) -> HttpResponse:
     """The dialog to register a client; its answer is the only place where the config can be seen."""
     context = live_frame(request, slug, "clients", Action.RUN)
-    form = ClientForm(request.POST or None)
+    form = NewClientForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         made = attempt(
             form,
@@ -82,6 +85,7 @@ def client_new(request: HttpRequest, slug: str) -> HttpResponse:
                 actor=actor_of(request),
                 project=context["project"],
                 name=form.cleaned_data["name"],
+                pin=form.cleaned_data["pin"],
                 base_url=_base_url(request),
             ),
         )
@@ -124,6 +128,8 @@ def client_detail(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpRespons
         "events": events_of(actor, context["project"]).filter(client=client)[:10],
         "telemetry": telemetry_charts(client),
         "rename_form": ClientForm(initial={"name": client.name}),
+        "pin_text": pin_text(client.pin),
+        "pin_form": PinForm(initial={"pin": pin_text(client.pin)}),
     }
     return shown(request, "clients/detail.html", "clients/_detail.html", context)
 
@@ -133,25 +139,37 @@ def client_detail(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpRespons
 def client_rename(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpResponse:
     client = _client(request, open_project(request, slug), pk)
     form = ClientForm(request.POST)
-    renamed = (
-        attempt(
-            form,
-            lambda: services.rename_client(
-                actor=actor_of(request), client=client, name=form.cleaned_data["name"]
-            ),
-        )
-        if form.is_valid()
-        else None
-    )
-    url = reverse("client", args=[slug, pk])
-    if renamed:
-        return go(request, url, f"The client is called {renamed.name} now.")
-    return go(
-        request,
-        url,
-        " ".join(str(error) for errors in form.errors.values() for error in errors),
-        messages.ERROR,
-    )
+
+    def rename() -> str:
+        name = form.cleaned_data["name"]
+        renamed = services.rename_client(actor=actor_of(request), client=client, name=name)
+        return f"The client is called {renamed.name} now."
+
+    return _changed(request, reverse("client", args=[slug, pk]), form, rename)
+
+
+@login_required
+@require_POST
+def client_pin(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpResponse:
+    client = _client(request, open_project(request, slug), pk)
+    form = PinForm(request.POST)
+
+    def pin() -> str:
+        pinned = services.pin_client(actor=actor_of(request), client=client, pin=form.cleaned_data["pin"])
+        if not pinned.pin:
+            return f"{pinned.name} may use any combiner now."
+        return f"{pinned.name} is pinned to combiners with {pin_text(pinned.pin)} now."
+
+    return _changed(request, reverse("client", args=[slug, pk]), form, pin)
+
+
+def _changed(request: HttpRequest, url: str, form: Form, work: Callable[[], str]) -> HttpResponse:
+    """Back to the page, with what `work` says, or why nothing changed."""
+    said = attempt(form, work) if form.is_valid() else None
+    if said:
+        return go(request, url, said)
+    wrong = " ".join(str(error) for errors in form.errors.values() for error in errors)
+    return go(request, url, wrong, messages.ERROR)
 
 
 @login_required
@@ -169,5 +187,6 @@ def client_remove(request: HttpRequest, slug: str, pk: uuid.UUID) -> HttpRespons
 @require_GET
 def combiner_list(request: HttpRequest, slug: str) -> HttpResponse:
     context = live_frame(request, slug, "combiners")
-    context["combiners"] = combiners_of(context["project"])
+    project = context["project"]
+    context["lines"] = combiner_states(project, list(combiners_of(project)))
     return shown(request, "clients/combiners.html", "clients/_combiners.html", context)

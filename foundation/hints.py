@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import threading
+import uuid
 from collections.abc import Coroutine
 from typing import Any
 
@@ -20,6 +21,7 @@ from django.db import transaction
 log = logging.getLogger(__name__)
 
 COMBINER_CHANNEL = "studio-wake-combiners"
+PROCESS = uuid.uuid4().hex  # who says it: nobody is woken by what it said itself
 _TIMEOUT_S = 0.2
 _PUSH_TIMEOUT_S = 2.0  # nobody waits for a push: it has a loop of its own
 _local = threading.local()
@@ -42,18 +44,26 @@ def _publish(channel: str, payload: dict[str, Any]) -> None:
         log.warning("hint.lost channel=%s error=%s", channel, type(error).__name__)
 
 
-def wake_combiners(client_ids: list[str]) -> None:
-    """After commit: tell combiners that these clients' assignments changed."""
-    transaction.on_commit(lambda: _publish(COMBINER_CHANNEL, {"clients": client_ids}), robust=True)
+def wake_combiners(client_ids: list[str], *, revoked: bool = False) -> None:
+    """After commit: tell combiners that these clients' assignments changed, or that shares begin to close (no clients),
+    or that tokens of these clients were `revoked`."""
+    said: dict[str, Any] = {"clients": client_ids} | ({"revoked": True} if revoked else {})
+    if not client_ids:
+        said["from"] = PROCESS
+    transaction.on_commit(lambda: _publish(COMBINER_CHANNEL, said), robust=True)
 
 
 def live_group(project_id: str) -> str:
     return f"live-{project_id}"
 
 
-def push_event(project_id: str, event: dict[str, Any]) -> None:
-    """After commit: push one event row to the project's open pages, through the channel layer."""
-    message = {"type": "live.event", "event": event}
+def push_events(project_id: str, events: list[dict[str, Any]]) -> None:
+    """After commit: push event rows to the project's open pages, through the channel layer."""
+    message = (
+        {"type": "live.event", "event": events[0]}
+        if len(events) == 1
+        else {"type": "live.events", "events": events}
+    )
     transaction.on_commit(lambda: _in_background(_group_send(live_group(project_id), message)), robust=True)
 
 
@@ -95,7 +105,7 @@ def _enqueue_once(session_id: str) -> None:
     except (redis.RedisError, OSError) as error:
         log.warning("hint.lost session=%s error=%s", session_id, type(error).__name__)
         return
-    enqueue("federation.sessions.tasks.advance_session", session_id)
+    _send("federation.sessions.tasks.advance_session", session_id)
 
 
 def looked_at(session_id: str) -> None:
@@ -108,10 +118,19 @@ def looked_at(session_id: str) -> None:
 
 def enqueue(task: str, *args: Any, queue: str | None = None) -> None:
     """Send a Celery task by name. Lost when the broker is away; the tick finds the work."""
+    try:
+        _client().ping()  # the transport would wait for seconds on a broker that does not answer
+    except (redis.RedisError, OSError) as error:
+        log.warning("hint.lost task=%s error=%s", task, type(error).__name__)
+        return
+    _send(task, *args, queue=queue)
+
+
+def _send(task: str, *args: Any, queue: str | None = None) -> None:
+    """To a broker that has just answered."""
     from celery import current_app
 
     try:
-        _client().ping()  # the transport would wait for seconds on a broker that does not answer
         current_app.send_task(task, args=args, **({"queue": queue} if queue else {}), retry=False)
     except Exception as error:  # whatever the transport raises, a hint never fails the deed
         log.warning("hint.lost task=%s error=%s", task, type(error).__name__)

@@ -47,6 +47,11 @@ def put(key: str, source: Path) -> None:
         store.save(key, File(body, name=key))
 
 
+def is_local() -> bool:
+    """Whether artifacts are files here, that cost nothing to read a part of."""
+    return isinstance(artifacts(), FileSystemStorage)
+
+
 @contextmanager
 def local(key: str) -> Iterator[Path]:
     """A local path to read the artifact from: the file itself, or a copy that is removed afterwards."""

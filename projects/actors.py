@@ -28,6 +28,7 @@ class Actor:
     project_id: uuid.UUID | None = None
     client_id: uuid.UUID | None = None
     actions: frozenset[Action] = field(default_factory=lambda: frozenset(Action))
+    is_operator: bool = False
 
     @property
     def is_anonymous(self) -> bool:
@@ -40,6 +41,8 @@ class Actor:
             return f"client:{self.client_id}"
         if self.user is not None:
             return f"user:{self.user.pk}"
+        if self.is_operator:
+            return "operator"
         return f"project:{self.project_id}" if self.project_id else "anonymous"
 
     @classmethod
@@ -48,6 +51,8 @@ class Actor:
 
 
 ANONYMOUS = Actor(actions=frozenset())
+# Whoever runs this Studio, at the command line of one of its machines: for the audit trail only, it opens no rows.
+OPERATOR = Actor(actions=frozenset(), is_operator=True)
 
 
 def actor_of(request: Any) -> Actor:

@@ -180,7 +180,10 @@ CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TASK_ACKS_LATE = True  # every task is safe to run twice
 CELERY_TASK_DEFAULT_QUEUE = "default"
-CELERY_TASK_ROUTES = {"federation.sessions.tasks.reduce_round": {"queue": "reduce"}}
+CELERY_TASK_ROUTES = {
+    "federation.sessions.tasks.reduce_round": {"queue": "reduce"},
+    "federation.sessions.tasks.help_reduce": {"queue": "reduce"},
+}
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
@@ -197,6 +200,11 @@ CELERY_BEAT_SCHEDULE = {
         "task": "federation.sessions.tasks.time_out_commands",
         "schedule": 10.0,
         "options": {"expires": 10},
+    },
+    "silent_combiners": {
+        "task": "clients_app.tasks.note_silent_combiners",
+        "schedule": 5.0,
+        "options": {"expires": 5},
     },
     "sweep": {"task": "federation.sessions.tasks.sweep", "schedule": 600.0, "options": {"expires": 300}},
     "forget": {
@@ -251,6 +259,12 @@ STORAGES = {
 FILE_UPLOAD_TEMP_DIR = str(DATA_DIR / "uploads") if (DATA_DIR / "uploads").is_dir() else None
 MAX_PACKAGE_BYTES = env.int("STUDIO_MAX_PACKAGE_BYTES", default=200 * 2**20)
 MAX_MODEL_BYTES = env.int("STUDIO_MAX_MODEL_BYTES", default=4 * 2**30)
+# rounds of one project that workers are asked to reduce at a time
+REDUCTIONS_PER_PROJECT = env.int("STUDIO_REDUCTIONS_PER_PROJECT", default=4)
+# and that one worker process is at: fewer than it has threads
+REDUCTIONS_PER_WORKER = env.int("STUDIO_REDUCTIONS_PER_WORKER", default=6)
+# beyond so many bytes of updates a reduction that reads them all is spread over workers
+REDUCTION_SPREAD_BYTES = env.int("STUDIO_REDUCTION_SPREAD_BYTES", default=2 * 2**30)
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 2**20
 
 # --- Accounts -----------------------------------------------------------------------------------------------

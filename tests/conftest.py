@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.services import swift, valkey
 from tests.services.environment import run_dir, wants_postgres, worker_id
@@ -17,7 +18,12 @@ pytest_plugins = [
     "tests.cast",
     "tests.controller_cast",
     "tests.rig",
+    "tests.rounds.here",
 ]
+
+# No test judges by seconds, hypothesis included: a busy machine is not a finding.
+settings.register_profile("studio", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("studio")
 
 DATABASE_FIXTURES = {
     "db",

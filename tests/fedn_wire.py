@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 
 from clients_app.models import Client
-from clients_app.registration import register_device
+from clients_app.services import register_device
 from federation.dialects.fedn import fedn_pb2 as wire
 from federation.dialects.fedn import fedn_pb2_grpc as rpc
 from projects.models import Project

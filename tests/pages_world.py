@@ -29,6 +29,7 @@ class World:
     package: ComputePackage
     seed: Model
     session: Session
+    round: Round
     model: Model
     validation: Validation
 
@@ -164,7 +165,7 @@ def furnish(project: Project, owner: User, folder: Path) -> World:
         project=project, kind="client.connected", message="It connected to c1.", client=client, data={"n": 1}
     )
     Telemetry.objects.create(project=project, client=client, at=now, name="memory_bytes", value=1e9)
-    return World(project, client, package, seed, session, model, validation)
+    return World(project, client, package, seed, session, first, model, validation)
 
 
 def pages_of(world: World) -> dict[str, str]:
@@ -180,6 +181,7 @@ def pages_of(world: World) -> dict[str, str]:
     return (
         {name: reverse(name, args=[slug]) for name in (*plain, *settings)}
         | {name: reverse(name, args=[slug, pk]) for name, pk in one.items()}
+        | {"session-round": reverse("session-round", args=[slug, world.session.pk, world.round.pk])}
         | {
             f"session-new-{tab}": reverse("session-new", args=[slug, tab])
             for tab in ("package", "seed", "start")

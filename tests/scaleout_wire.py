@@ -8,16 +8,18 @@ import json
 import time
 import uuid
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 
 from clients_app.models import Client
-from clients_app.registration import register_device
+from clients_app.services import register_device
 from federation.dialects.scaleout import scaleout_pb2 as wire
 from federation.dialects.scaleout import scaleout_pb2_grpc as rpc
+from federation.sessions.models import Assignment
 from projects.models import Project
 from projects.tokens.choices import TokenKind
 from projects.tokens.exchange import Exchanged, ticket_for_device
@@ -26,6 +28,7 @@ from projects.tokens.services import create_token
 from tests.rig import Rig
 
 CHUNK = 32 << 10
+W, B = np.full((4, 3), 2.0, np.float32), np.full(3, -1.0, np.float32)
 
 
 def enrolment(rig: Rig, project: Project | None = None) -> Token:
@@ -183,3 +186,16 @@ class ScaleoutWire:
 
     def close(self) -> None:
         self.channel.close()
+
+
+Make = Callable[..., ScaleoutWire]
+
+
+def refusal(call: Callable[[], Any]) -> grpc.StatusCode:
+    with pytest.raises(grpc.RpcError) as refused:
+        call()
+    return refused.value.code()
+
+
+def assignment(task: wire.TaskRequest) -> Assignment:
+    return Assignment.objects.get(pk=task.correlation_id)

@@ -21,7 +21,15 @@ from pytest_django import DjangoAssertNumQueries
 from clients_app.models import Client as Device
 from clients_app.models import Combiner, Registration
 from federation.models.models import ComputePackage, Metric, Model, ProjectDefaults
-from federation.sessions.models import Assignment, CombinerShare, Command, Order, Round, Session
+from federation.sessions.models import (
+    Assignment,
+    CombinerShare,
+    Command,
+    Order,
+    Round,
+    SelectionScore,
+    Session,
+)
 from foundation.models import IdempotentAnswer
 from projects.models import AuditEvent, Invitation, Membership, Project, User
 from projects.tokens.models import Token
@@ -76,6 +84,7 @@ SPECIAL: dict[type[models.Model], Callable[[int], dict[str, Any]]] = {
     Round: lambda n: {"number": n + 2, "status": "finished"},
     CombinerShare: lambda n: {"status": "abandoned"},
     Assignment: lambda n: {"status": "accepted", "kind": "train"},
+    SelectionScore: lambda n: {"client": Device.objects.create(project=Project.objects.get(), name=f"s{n}")},
     Metric: lambda n: {"source": "logged"},
     Registration: lambda n: {"client": Device.objects.create(project=Project.objects.get(), name=f"r{n}")},
     Order: lambda n: {"client": Device.objects.create(project=Project.objects.get(), name=f"o{n}")},

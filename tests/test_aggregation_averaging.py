@@ -251,3 +251,19 @@ def test_folding_a_64_mb_model_allocates_one_sum_and_a_few_blocks(tmp_path):
         assert tracemalloc.get_traced_memory()[1] - before < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_sum_that_starts_over_has_the_bits_of_a_new_one(tmp_path: Path) -> None:
+    """-0.0 too: a sum that began with zeros has 0.0 there."""
+    layout = save_arrays({"w": np.array([1.5, -0.0, 3.0], np.float32)}, tmp_path / "a")
+    save_arrays({"w": np.array([-7.0, -0.0, 1e30], np.float32)}, tmp_path / "b")
+    used, new = WeightedSum(layout), WeightedSum(layout)
+    used.fold(tmp_path / "b", 2.0)
+    used.start_over()
+    for total in (used, new):
+        total.fold(tmp_path / "a", 3.0)
+        total.fold(tmp_path / "a", 0.5)
+    assert (used.weight, used.count) == (new.weight, new.count) == (3.5, 2)
+    digests = {total.write_mean(tmp_path / "out", partial=True) for total in (used, new)}
+    assert len(digests) == 1
+    np.testing.assert_array_equal(np.signbit(load_arrays(tmp_path / "out")["w"]), [False, False, False])

@@ -268,10 +268,24 @@ def test_a_positive_number_of_examples_is_a_weight(value):
 
 @pytest.mark.parametrize(
     "value",
-    [0, -1, True, None, "12", math.nan, math.inf, 1.1e12, 10**400, [1], np.float64("nan"), np.bool_(1)],
+    [
+        0,
+        5e-324,
+        -1,
+        True,
+        None,
+        "12",
+        math.nan,
+        math.inf,
+        1.1e12,
+        10**400,
+        [1],
+        np.float64("nan"),
+        np.bool_(1),
+    ],
 )
 def test_anything_else_is_refused_with_what_would_be_right(value):
-    with pytest.raises(StudioError, match="above 0 and at most 1e12"):
+    with pytest.raises(StudioError, match="above 0, from 1e-12 to 1e12"):
         check_num_examples(value)
 
 

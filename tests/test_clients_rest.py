@@ -150,7 +150,7 @@ def test_the_list_says_who_is_online_since_when_on_which_combiner_doing_what(
     for client in (idle, busy):
         connect(client, lease)
     owe(busy)
-    presence.touch_clients([away.pk])
+    Client.objects.filter(pk=away.pk).update(last_seen_at=timezone.now())
     rows = {row["name"]: row for row in api(viewer).get(CLIENTS).json()["results"]}
     told = {name: (row["online"], row["combiner"], row["doing"]) for name, row in rows.items()}
     assert told == {
@@ -317,7 +317,12 @@ def test_combiners_are_listed_with_this_projects_active_clients_only(
         ("two", False, 0),
     ]
     assert rows[0]["labels"] == {"region": "eu"}
-    assert "load" not in rows[0]
+    assert rows[0]["state"] == "up" and rows[1]["state"] == "stopped"
+    assert presence.renew_lease(
+        combiner_id=lease.combiner_id, epoch=lease.epoch, load={"clients": 3, "cpu_percent": 12.5}
+    )
+    rows = api(viewer).get("/api/v1/projects/digits-1/combiners/").json()["results"]
+    assert rows[0]["load"] == {"cpu_percent": 12.5}  # how many clients others have there is not told
 
 
 def test_a_member_who_was_removed_sees_no_clients_any_more(

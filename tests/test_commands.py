@@ -31,13 +31,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def combiner(rig: Rig) -> Iterator[CombinerHere]:
-    here = CombinerHere(rig.folder / "combiner-here")
-    yield here
-    here.stop()
-
-
-@pytest.fixture
 def fedn(rig: Rig, combiner: CombinerHere) -> Iterator[FednWire]:
     client = FednWire(combiner.address, registered(enrolment(rig)[0], "site").pk).open()
     rig.wait_until(lambda: Client.objects.online().exists())

@@ -6,11 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from clients_app.models import Client
-from federation.sessions.config import SessionConfig
-from federation.sessions.models import Session
-from federation.sessions.services import start_session
+from federation.aggregation.aggregators import AGGREGATORS
+from federation.sessions.config import SessionConfig, parse_spec
+from federation.sessions.models import Round, Session
+from federation.sessions.services import create_session, start_session
 from foundation.errors import StudioError
 from projects.actors import Actor
 from projects.models import User
@@ -247,3 +249,46 @@ def test_a_viewer_reads_and_starts_nothing(
     assert reads("PATCH", f"sessions/{session.pk}", {"status": "Terminated"}).status_code == 403
     assert reads("POST", "sessions/", {"session_config": CONFIG}).status_code == 403
     assert start(runs, session).status_code == 200
+
+
+@pytest.mark.parametrize("name", list(AGGREGATORS))
+def test_a_session_that_its_clients_could_not_ask_for_is_shown_to_them_all_the_same(
+    idle: World, controller: Controller, owner: User, name: str
+) -> None:
+    """Made on the page with what FEDn has no word for; its client reads the words that it knows."""
+    spec = parse_spec(
+        {
+            "name": name,
+            "seed_model": str(idle.seed.pk),
+            "aggregator": name,
+            "min_clients": 10,
+            "compression": "int8",
+        }
+    )
+    session = create_session(actor=Actor(user=owner), project=idle.project, spec=spec)
+    config = controller.get(f"sessions/{session.pk}")["session_config"]
+    assert config["aggregator"] == name
+    assert json.loads(config["aggregator_kwargs"] or "{}") == spec.config.aggregator_kwargs
+    assert name in [row["name"] for row in controller.get("sessions/")["result"]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"asynchronous": {"buffer_size": 4}},
+        {"privacy": {"expected_clients": 50}},
+        {"selection": {"strategy": "guided", "fraction": 0.5, "where": "region=eu"}, "grace_s": 5},
+    ],
+)
+def test_a_session_in_a_mode_that_they_do_not_know_has_rounds_that_they_can_read(
+    idle: World, controller: Controller, owner: User, settings: dict[str, Any]
+) -> None:
+    spec = parse_spec({"name": "Mode", "seed_model": str(idle.seed.pk), **settings})
+    session = create_session(actor=Actor(user=owner), project=idle.project, spec=spec)
+    Round.objects.create(
+        project=idle.project, session=session, number=1, goal=4, min_updates=1, input_model=idle.seed,
+        deadline=timezone.now(), buffered="asynchronous" in settings, epsilon=1.5,
+        plan={"selection": {"strategy": "guided", "chosen": 4}, "privacy": {"clip_norm": 1.0}},
+    )  # fmt: skip
+    assert controller.get(f"sessions/{session.pk}")["session_config"]["aggregator"] == "fedavg"
+    assert controller.get("rounds/")["result"]

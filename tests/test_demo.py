@@ -120,7 +120,10 @@ def test_again_on_a_terminal_it_gets_the_same_accuracy_and_serves_until_ctrl_c(
 
     def read(until_text: bytes) -> None:
         while until_text not in said:
-            said.extend(os.read(near, 4096))
+            try:
+                said.extend(os.read(near, 4096))
+            except OSError:  # the other side is closed
+                raise AssertionError(f"exit code {child.wait(30)}: {said.decode()}") from None
 
     read(b"Studio keeps serving")
     accuracy = re.search(rb"([\d.]+) after 5 rounds", said)

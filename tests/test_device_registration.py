@@ -9,7 +9,8 @@ import pytest
 from django.utils import timezone
 
 from clients_app.models import Client, Registration
-from clients_app.registration import living_registration, register_device, registered_with
+from clients_app.selectors import living_registration, registered_with
+from clients_app.services import register_device
 from federation.events.models import Event
 from foundation.errors import StudioError
 from projects.actors import Actor
@@ -25,7 +26,9 @@ def token(owner: User, project: Project, kind: str = TokenKind.ENROLMENT, **more
     return create_token(actor=Actor.of_user(owner), kind=kind, name="fleet", project=project, **more)[0]  # type: ignore[arg-type]
 
 
-def register(token_: Token, name: str = "site", client_id: uuid.UUID | None = None, **more: object) -> Client:
+def register(
+    token_: Token, name: str | None = "site", client_id: uuid.UUID | None = None, **more: object
+) -> Client:
     return register_device(
         token=token_, client_id=client_id or uuid.uuid4(), name=name, dialect="fedn", version="", **more
     )  # type: ignore[arg-type]
@@ -52,6 +55,12 @@ def test_a_device_that_comes_back_is_the_same_client_under_its_new_name_and_toke
     again = register(other, "new name", client.pk)
     assert (again.pk, again.name, Client.objects.count()) == (client.pk, "new name", 1)
     assert Registration.objects.get().token == other
+
+
+def test_a_device_that_brings_no_name_keeps_the_one_it_has_or_gets_one(fleet: Token) -> None:
+    client = register(fleet, "hospital")
+    assert register(fleet, None, client.pk).name == "hospital"
+    assert register(fleet, None).name.startswith("device-")
 
 
 def test_a_taken_name_gets_a_number_and_keeps_it(fleet: Token) -> None:

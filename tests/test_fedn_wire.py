@@ -25,26 +25,12 @@ from projects.tokens.models import Token
 from projects.tokens.services import revoke_token
 from tests.fedn_wire import FednWire, enrolment, npz, registered
 from tests.rig import Rig
-from tests.rounds.here import CombinerHere, WorkerHere
+from tests.rounds.here import CombinerHere
 
-pytestmark = [pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("worker")]
 
 W, B = np.full((4, 3), 2.0, np.float32), np.full(3, -1.0, np.float32)
 Make = Callable[..., FednWire]
-
-
-@pytest.fixture
-def combiner(rig: Rig) -> Iterator[CombinerHere]:
-    here = CombinerHere(rig.folder / "combiner-here")
-    yield here
-    here.stop()
-
-
-@pytest.fixture(autouse=True)
-def worker(rig: Rig) -> Iterator[None]:
-    here = WorkerHere()
-    yield
-    here.stop()
 
 
 @pytest.fixture

@@ -77,13 +77,6 @@ def _message(method: Any) -> Any:
     return getattr(wire, method.input_type.name)()
 
 
-@pytest.fixture
-def combiner(rig: Rig) -> Iterator[CombinerHere]:
-    here = CombinerHere(rig.folder / "combiner-here")
-    yield here
-    here.stop()
-
-
 Callers = Callable[[Token, str], dict[str, tuple[list[tuple[str, str]], bool]]]
 
 

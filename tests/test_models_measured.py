@@ -157,8 +157,9 @@ def test_training_metadata_and_logged_metrics_are_kept_by_source(model: Model, c
         "model_id": model.pk,
         "client_id": clients[0].pk,
     }
-    services.record_training_metadata(
-        **about, metadata={"num_examples": 12, "lr": 0.1, "opt": {"name": "sgd", "beta": 0.9}}, weight=12
+    said = {"num_examples": 12, "lr": 0.1, "opt": {"name": "sgd", "beta": 0.9}}
+    assert (
+        services.record_training_metadata([services.TrainingReport(**about, metadata=said, weight=12)]) == 3
     )
     points = [services.LoggedMetric("loss", 0.3, 5), services.LoggedMetric("loss", float("nan"), 6)]
     assert services.record_logged_metrics(**about, values=points) == 1

@@ -276,7 +276,7 @@ def test_wrong_session_settings_come_back_with_a_sentence(world: World, owner: U
     }  # fmt: skip
     response = enter(owner).post(url, values)
     assert response.status_code == 422
-    assert "requested_clients must not be fewer than min_clients" in response.content.decode()
+    assert "“Requested clients” must not be fewer than “Minimum clients”" in response.content.decode()
     assert "{lr}" in response.content.decode(), "what was typed is kept"
     assert Session.objects.filter(project=world.project).count() == 1
 

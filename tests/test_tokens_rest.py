@@ -152,7 +152,10 @@ def test_revoking_a_clients_token_wakes_the_combiners(
     answer = api(owner).delete(url) if how == "revoke" else api(owner).post(f"{url}rotate/")
     assert answer.status_code < 300
     message = heard.get_message(timeout=5)
-    assert message is not None and json.loads(message["data"]) == {"clients": [str(client.pk)]}
+    assert message is not None and json.loads(message["data"]) == {
+        "clients": [str(client.pk)],
+        "revoked": True,  # their streams close at once
+    }
 
 
 def test_listing_many_tokens_costs_the_same_as_few(

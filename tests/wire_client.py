@@ -118,12 +118,14 @@ class WireClient:
         arrays: dict[str, Any] | bytes,
         *,
         num_examples: float = 1.0,
-        metadata: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | str | None = None,
         upload_id: str = "",
         sha256: str = "",
         stop_after: int | None = None,
+        form: str = "",
     ) -> wire.Receipt:
-        """Send an update and answer the receipt. `stop_after` bytes the call ends without its tail."""
+        """Send an update and answer the receipt. `stop_after` bytes the call ends without its tail. `form`: what the
+        body is said to be compressed to."""
         body = arrays if isinstance(arrays, bytes) else self.encode(arrays)
         upload_id = upload_id or str(uuid.uuid4())
         status = self.stub.UploadStatus(
@@ -142,6 +144,7 @@ class WireClient:
                     upload_id=upload_id,
                     size=len(body),
                     offset=status.offset,
+                    form=form,
                 )
             )
             end = len(body) if stop_after is None else stop_after
@@ -152,7 +155,9 @@ class WireClient:
                     tail=wire.UploadTail(
                         sha256=sha256 or hashlib.sha256(body).hexdigest(),
                         num_examples=num_examples,
-                        metadata_json=json.dumps(metadata or {"num_examples": num_examples}),
+                        metadata_json=metadata
+                        if isinstance(metadata, str)
+                        else json.dumps(metadata or {"num_examples": num_examples}),
                     )
                 )
 

@@ -61,7 +61,6 @@ def main() -> int:
             processes.stop()
             print(json.dumps(result), flush=True)
             return 0
-        say("Studio keeps serving; Ctrl-C stops it and the clients.")
         _wait_for_ctrl_c()
     except KeyboardInterrupt:
         say("\nStopping.")
@@ -258,6 +257,7 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def _wait_for_ctrl_c() -> None:
     try:
+        say("Studio keeps serving; Ctrl-C stops it and the clients.")
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -20,7 +21,8 @@ import numpy as np
 from foundation.errors import StudioError
 
 from .blocks import BLOCK_ELEMENTS, Array, BlockReader, Float64s, Narrower
-from .layout import Layout, shown
+from .layout import DTYPES, FLOATS, Layout, shown
+from .model_files import ModelFiles, stored_dtype, typed_blocks
 from .safetensors_file import (
     Flat,
     ModelSink,
@@ -33,23 +35,26 @@ from .safetensors_file import (
     read_safetensors_header,
 )
 
+# Below this a second thread costs more than it saves.
+THREADS_FROM_BYTES = 8 << 20
+
 
 class WeightedSum:
     """The running sum of weight x update over all tensors of a layout, float64, shape (elements of the
     model,).
 
-    Memory: 8 bytes per element (twice a float32 model) and a few blocks. One caller at a time.
-    Integers beyond 2**53 lose their last digits, as all sums here are float64.
+    Memory: 8 bytes per element (twice a float32 model) and a few blocks per thread. One caller at a time; with
+    `threads` above 1 a large update is folded by so many threads, each its own stretch of elements, which gives the
+    same bits. Integers beyond 2**53 lose their last digits, as all sums here are float64.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, threads: int = 1) -> None:
         self.layout = layout
         self.weight = 0.0
         self.count = 0
         self._flat = Flat(layout)
-        self._sums: Float64s = np.zeros(self._flat.size, dtype=np.float64)
-        self._scaled: Float64s = np.empty(BLOCK_ELEMENTS, dtype=np.float64)
-        self._reader = BlockReader()
+        self._sums: Float64s = np.empty(self._flat.size, dtype=np.float64)
+        self._lanes = [_Lane() for _ in range(max(threads, 1))]
         self._header = canonical_header(layout)
         self._file_bytes = len(self._header) + layout.nbytes
         self._runs = self._flat.runs(canonical_offsets(layout), len(self._header))
@@ -65,20 +70,26 @@ class WeightedSum:
         self._refuse_torn()
         check_weight(weight)
         runs = self._runs_of(path)
-        with Path(path).open("rb", buffering=0) as file, np.errstate(over="ignore", invalid="ignore"):
+        with Path(path).open("rb", buffering=0):  # what cannot be opened leaves the sum as it was
             self._torn = True
-            for run in runs:
-                file.seek(run.begin)
-                for at in range(0, run.count, BLOCK_ELEMENTS):
-                    size = min(BLOCK_ELEMENTS, run.count - at)
-                    scaled = self._scaled[:size]
-                    np.copyto(scaled, self._reader.read(file, run.dtype, size))
-                    np.multiply(scaled, weight, out=scaled)
-                    sums = self._sums[run.start + at : run.start + at + size]
-                    np.add(sums, scaled, out=sums)
+            if len(self._lanes) == 1 or self._file_bytes < THREADS_FROM_BYTES:
+                self._lanes[0].fold(path, weight, runs, self._sums, first=self.count == 0)
+            else:
+                shares = _shared_out(runs, len(self._lanes))
+                with ThreadPoolExecutor(len(self._lanes), "fold") as pool:
+                    folds = [
+                        pool.submit(lane.fold, path, weight, share, self._sums, first=self.count == 0)
+                        for lane, share in zip(self._lanes, shares, strict=True)
+                    ]
+                    for fold in folds:
+                        fold.result()
             self._torn = False
         self.weight += weight
         self.count += 1
+
+    def start_over(self) -> None:
+        """Empty it for other updates of the same layout: its memory, which is dear to get, is used again."""
+        self.weight, self.count, self._torn = 0.0, 0, False
 
     def write_mean(self, path: StrPath, *, partial: bool, fsync: bool = False) -> str:
         """Write sum / weight as a canonical file and return its sha256 (hex). The sum stays usable.
@@ -119,6 +130,83 @@ class WeightedSum:
                 "A file failed while it was being folded; the sum must be rebuilt from the start.",
                 500,
             )
+
+
+class _Lane:
+    """The buffers of one thread that folds."""
+
+    def __init__(self) -> None:
+        self._scaled: Float64s = np.empty(BLOCK_ELEMENTS, dtype=np.float64)
+        self._reader = BlockReader()
+
+    def fold(self, path: StrPath, weight: float, runs: Sequence[Run], sums: Float64s, *, first: bool) -> None:
+        """`first`: the sums hold nothing yet; what is there is overwritten."""
+        with Path(path).open("rb", buffering=0) as file, np.errstate(over="ignore", invalid="ignore"):
+            for run in runs:
+                file.seek(run.begin)
+                for at in range(0, run.count, BLOCK_ELEMENTS):
+                    size = min(BLOCK_ELEMENTS, run.count - at)
+                    scaled = self._scaled[:size]
+                    np.copyto(scaled, self._reader.read(file, run.dtype, size))
+                    np.multiply(scaled, weight, out=scaled)
+                    block = sums[run.start + at : run.start + at + size]
+                    # 0.0 + scaled, not scaled: the same bits as a sum that began with zeros, -0.0 too
+                    np.add(0.0 if first else block, scaled, out=block)
+
+
+def _shared_out(runs: Sequence[Run], lanes: int) -> list[list[Run]]:
+    """The runs cut into so many lists of about as many elements, no element in two."""
+    length = max(-(-sum(run.count for run in runs) // lanes), 1)
+    shares: list[list[Run]] = [[] for _ in range(lanes)]
+    passed = 0
+    for run in runs:
+        at = 0
+        while at < run.count:
+            lane = passed // length
+            count = min(run.count - at, (lane + 1) * length - passed)
+            begin = run.begin + at * DTYPES[run.dtype].itemsize
+            shares[lane].append(Run(run.dtype, begin, run.start + at, count))
+            at, passed = at + count, passed + count
+    return shares
+
+
+def fold_in_order(
+    paths: Sequence[StrPath], weights: Sequence[float], layout: Layout, out: StrPath, *, fsync: bool = False
+) -> str:
+    """Write the weighted mean of updates, folded in this order, as a float64 partial; its sha256.
+
+    The same bits as a `WeightedSum` that folded them one after the other, without its memory: a few blocks. An update
+    of weight 0 is left out. Raises StudioError `no_updates` when that leaves none, else as `WeightedSum` does.
+    """
+    counted = [(path, weight) for path, weight in zip(paths, weights, strict=True) if weight != 0]
+    if not counted:
+        raise StudioError("no_updates", "No update was folded, so there is no mean to write.")
+    total = 0.0
+    for _, weight in counted:
+        check_weight(weight)
+        total += weight
+    flat, narrower, wide = Flat(layout), Narrower(), layout.as_float64()
+    sums, scaled = np.empty(BLOCK_ELEMENTS), np.empty(BLOCK_ELEMENTS)
+    raw = np.empty(BLOCK_ELEMENTS * 8, dtype=np.uint8)
+    header = canonical_header(wide)
+    with ModelFiles([path for path, _ in counted], layout) as files, new_file(out, fsync=fsync) as file:
+        sink = ModelSink(file)
+        sink.write(header)
+        # A partial keeps its tensors in layout order, a model the widest first.
+        for run in flat.runs(canonical_offsets(wide), len(header), "F64"):
+            for dtype, start, size in typed_blocks(layout, run.start, run.start + run.count, BLOCK_ELEMENTS):
+                stored, block, part = stored_dtype(dtype), sums[:size], scaled[:size]
+                block.fill(0.0)
+                read = raw[: size * stored.itemsize].view(stored)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    for index, (_, weight) in enumerate(counted):
+                        files.read(index, start, read)
+                        np.copyto(part, read)
+                        np.multiply(part, weight, out=part)
+                        np.add(block, part, out=block)
+                    np.divide(block, total, out=block)
+                write_block(sink, narrower, block, "F64", flat, start)
+        return sink.sha256
 
 
 def combine_partials(
@@ -187,13 +275,11 @@ def write_block(
     sink: ModelSink, narrower: Narrower, block: Float64s, dtype: str, flat: Flat, start: int
 ) -> None:
     """Write values (overwritten) of the model from element `start` on as `dtype`; raises `sum_not_finite`."""
-    # A mean of finite float16 (bfloat16, float32) cannot leave their range, a float64 sum or a foreign
-    # partial can: look before the cast, where integers would hide it, and after, where a narrow float may
-    # overflow.
-    if not narrower.finite(block):
+    # Floats keep what is not finite when they are cast, and a narrow one may overflow; integers would hide it.
+    if dtype not in FLOATS and not narrower.finite(block):
         raise _sum_not_finite(block, flat, start)
     narrow = narrower.cast(block, dtype)
-    if dtype in ("F16", "BF16", "F32") and not narrower.finite(narrow):
+    if dtype in FLOATS and not narrower.finite(narrow):
         raise _sum_not_finite(narrow, flat, start)
     sink.write(narrow.view(np.uint8).data)
 

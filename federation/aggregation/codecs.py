@@ -28,6 +28,7 @@ from .safetensors_file import (
     Flat,
     StrPath,
     canonical_header,
+    canonical_offsets,
     new_file,
     read_safetensors_header,
     storage_order,
@@ -48,15 +49,17 @@ __all__ = [
     "to_raw",
 ]
 
-MAX_NUM_EXAMPLES = 1e12
+MIN_NUM_EXAMPLES, MAX_NUM_EXAMPLES = 1e-12, 1e12  # weighed by less, a mean would be lost in rounding
 _ACCEPTED = "models are accepted as .npz or .safetensors"
 
 
 @dataclass(frozen=True)
 class UpdateCheck:
-    """What the pass over an accepted update found: the L2 norm over all its float tensors."""
+    """What the pass over an update found: the L2 norm over all its float tensors, and that of what they change in
+    the model (None: it was not asked for)."""
 
     norm: float
+    delta_norm: float | None = None
 
 
 def detect_format(path: StrPath) -> Literal["npz", "safetensors"]:
@@ -309,10 +312,13 @@ def _dtype_name(name: str, array: Array) -> str:
     )
 
 
-def check_update(path: StrPath, expected: Layout, *, max_bytes: int) -> UpdateCheck:
+def check_update(
+    path: StrPath, expected: Layout, *, max_bytes: int, base: IO[bytes] | None = None
+) -> UpdateCheck:
     """Compare a safetensors update with the model's layout, then pass once over its floats.
 
-    Returns the L2 norm over all float tensors. Memory: two blocks, whatever the model's size.
+    Returns the L2 norm over all float tensors, and of their difference to `base`, the open canonical file of the
+    model that the update answers. Memory: a few blocks, whatever the model's size.
     Raises StudioError `invalid_model`, `layout_mismatch` (one sentence on the first tensor that differs),
     `not_finite` naming the tensor.
     """
@@ -321,6 +327,7 @@ def check_update(path: StrPath, expected: Layout, *, max_bytes: int) -> UpdateCh
     if difference is not None:
         raise StudioError("layout_mismatch", f"The update does not fit the model. {difference}")
     norm, reader, flat = FiniteNorm(), BlockReader(), Flat(layout)
+    change = _Change(base, expected) if base is not None else None
     with Path(path).open("rb", buffering=0) as file:
         for run in flat.runs(offsets, data_start):
             if run.dtype not in FLOATS and run.dtype != "BOOL":
@@ -334,24 +341,63 @@ def check_update(path: StrPath, expected: Layout, *, max_bytes: int) -> UpdateCh
                         raise invalid_model(
                             f"Tensor {shown(name)} is BOOL but holds bytes other than 0 and 1."
                         )
-                elif not norm.add(block):
+                    continue
+                if not norm.add(block):
                     raise not_finite(flat.name_at(run.start + at + int(np.argmin(np.isfinite(block)))))
+                if change is not None:
+                    change.add(block, run.dtype, flat, run.start + at)
     if norm.norm == float("inf"):
         raise StudioError("not_finite", "The update's numbers are so large that their norm is infinite.")
-    return UpdateCheck(norm.norm)
+    return UpdateCheck(norm.norm, change.norm if change is not None else None)
+
+
+class _Change:
+    """How far an update lies from a model, block by block, whatever order its file keeps the tensors in."""
+
+    def __init__(self, base: IO[bytes], layout: Layout) -> None:
+        header = canonical_header(layout)
+        base.seek(0)
+        if base.read(len(header)) != header:
+            raise StudioError(
+                "model_damaged", "The model that the update answers is not as it was stored.", 500
+            )
+        self._base, self._reader, self._norm = base, BlockReader(), FiniteNorm()
+        self._begins = {name: len(header) + begin for name, (begin, _) in canonical_offsets(layout).items()}
+        self._difference = np.empty(BLOCK_ELEMENTS, dtype=np.float64)
+
+    def add(self, block: Array, dtype: str, flat: Flat, start: int) -> None:
+        """The update's elements from `start` on in its own order."""
+        at = 0
+        while at < block.size:  # a stretch within one tensor
+            place = flat.place_of(start + at)
+            size = min(block.size - at, flat.specs[place].count - (start + at - flat.starts[place]))
+            skipped = (start + at - flat.starts[place]) * DTYPES[dtype].itemsize
+            self._base.seek(self._begins[flat.specs[place].name] + skipped)
+            difference = self._difference[:size]
+            np.copyto(difference, block[at : at + size])
+            with np.errstate(over="ignore"):
+                np.subtract(difference, self._reader.read(self._base, dtype, size), out=difference)
+            if not self._norm.add(difference):
+                raise StudioError(
+                    "not_finite", "The update lies so far from its model that the distance is infinite."
+                )
+            at += size
+
+    @property
+    def norm(self) -> float:
+        return self._norm.norm
 
 
 def check_num_examples(value: Any) -> float:
-    """The weight of an update: a positive finite number up to 1e12, as float; else StudioError
-    `bad_num_examples`."""
+    """The weight of an update: a number from 1e-12 to 1e12, as float; else StudioError `bad_num_examples`."""
     if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
         try:
             number = float(value)
         except OverflowError:
             number = float("inf")
-        if 0.0 < number <= MAX_NUM_EXAMPLES:
+        if MIN_NUM_EXAMPLES <= number <= MAX_NUM_EXAMPLES:
             return number
     raise StudioError(
         "bad_num_examples",
-        f"num_examples is {shown(str(value)[:60])}; it must be a number above 0 and at most 1e12.",
+        f"num_examples is {shown(str(value)[:60])}; it must be a number above 0, from 1e-12 to 1e12.",
     )

@@ -12,6 +12,7 @@ import os
 import secrets
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from .layout import DTYPES, MAX_TENSORS, Layout, TensorSpec, invalid_model, show
 StrPath = str | os.PathLike[str]
 Offsets = dict[str, tuple[int, int]]
 
+# What a `ModelSink` gathers before it hands it to its threads, and how many of those there are.
+SINK_BYTES = 512 * 1024
+SINK_BUFFERS = 3
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 
 
@@ -179,7 +183,11 @@ class Flat:
 
     def name_at(self, element: int) -> str:
         """Name of the tensor that holds this element."""
-        return self.specs[bisect_right(self.starts, element) - 1].name
+        return self.specs[self.place_of(element)].name
+
+    def place_of(self, element: int) -> int:
+        """Place among `specs` of the tensor that holds this element."""
+        return bisect_right(self.starts, element) - 1
 
     def runs(
         self, offsets: Mapping[str, tuple[int, int]], data_start: int, dtype: str | None = None
@@ -210,18 +218,65 @@ class Flat:
 
 
 class ModelSink:
-    """Takes the bytes of a canonical file in order and keeps their sha256."""
+    """Takes the bytes of a canonical file in order and keeps their sha256.
+
+    Beyond the first half megabyte one thread hashes and another writes while the caller computes what comes next. What
+    goes wrong there is raised by a later `write` or by `finish`, which must be called before the file is closed.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._hash = hashlib.sha256()
+        self._buffers = [bytearray(SINK_BYTES)]
+        self._used = 0
+        self._threads: tuple[ThreadPoolExecutor, ThreadPoolExecutor] | None = None
+        self._busy: list[list[Future[Any]]] = [[] for _ in range(SINK_BUFFERS)]
+        self._turn = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._hash.update(data)
+        source, at = memoryview(data), 0
+        while at < len(source):
+            size = min(len(source) - at, SINK_BYTES - self._used)
+            self._buffers[self._turn][self._used : self._used + size] = source[at : at + size]
+            at, self._used = at + size, self._used + size
+            if self._used == SINK_BYTES:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._threads is None:
+            self._buffers += [bytearray(SINK_BYTES) for _ in range(SINK_BUFFERS - 1)]
+            self._threads = (ThreadPoolExecutor(1, "model-hash"), ThreadPoolExecutor(1, "model-write"))
+        hashing, writing = self._threads
+        full = memoryview(self._buffers[self._turn])[: self._used]
+        self._busy[self._turn] = [
+            hashing.submit(self._hash.update, full),
+            writing.submit(self._file.write, full),
+        ]
+        self._turn, self._used = (self._turn + 1) % SINK_BUFFERS, 0
+        self._await(self._turn)
+
+    def _await(self, turn: int) -> None:
+        for job in self._busy[turn]:
+            job.result()
+        self._busy[turn] = []
 
     @property
     def sha256(self) -> str:
+        """As `finish`."""
+        return self.finish()
+
+    def finish(self) -> str:
+        """The sha256 (hex) of all that was written; the file has it by then."""
+        for turn in range(SINK_BUFFERS):
+            self._await((self._turn + turn) % SINK_BUFFERS)
+        rest = memoryview(self._buffers[self._turn])[: self._used]
+        self._file.write(rest)
+        self._hash.update(rest)
+        self._used = 0
+        if self._threads is not None:
+            for thread in self._threads:
+                thread.shutdown()
+            self._threads = None
         return self._hash.hexdigest()
 
 

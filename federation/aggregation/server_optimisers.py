@@ -1,178 +1,114 @@
-"""Server optimisers (Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2): FedAdam, FedYogi and
-FedAdagrad.
+"""Server optimisers: what becomes of the mean change of a round, element by element, in float64.
 
-The mean of the updates' differences to the model they were given is a pseudo-gradient g (its examples' weight in it),
-and the server takes one step of an adaptive method with it, element by element:
-
-    m_t = beta1 m_{t-1} + (1 - beta1) g,  m_0 = 0
-    v_t = v_{t-1} + g^2                                          adagrad,  v_0 = tau^2
-        = v_{t-1} - (1 - beta2) g^2 sign(v_{t-1} - g^2)          yogi
-        = beta2 v_{t-1} + (1 - beta2) g^2                        adam
-    x_{t+1} = x_t + learning_rate m_t / (sqrt(v_t) + tau)
-
-There is no bias correction, as in the paper. Everything is computed in float64. Integers and booleans (counters,
-masks) have no gradient: they take the mean.
+Notation: x the model, D the mean change of its updates (the negative of a gradient), so that x + D is their mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from typing import ClassVar
 
 import numpy as np
 
-from foundation.errors import StudioError
-
-from .accumulate import mean_blocks, write_block
-from .blocks import BlockReader, Float64s, Narrower
-from .layout import FLOATS, Layout, TensorSpec, invalid_model, shown
-from .safetensors_file import (
-    Flat,
-    ModelSink,
-    StrPath,
-    canonical_header,
-    new_file,
-    read_safetensors_header,
-)
-
-SecondMoment = Callable[[Float64s, Float64s, float], Float64s]
+from .blocks import Float64s
 
 
-def _adam(v: Float64s, squares: Float64s, beta2: float) -> Float64s:
-    return beta2 * v + (1.0 - beta2) * squares
+class ServerOptimiser(ABC):
+    """One step per round; `moments` name the float64 numbers per element that it remembers."""
 
+    moments: ClassVar[tuple[str, ...]] = ()
 
-def _yogi(v: Float64s, squares: Float64s, beta2: float) -> Float64s:
-    return v - (1.0 - beta2) * squares * np.sign(v - squares)
+    @property
+    def at_first(self) -> tuple[float, ...]:
+        """What every element's moments are before the first step."""
+        return (0.0,) * len(self.moments)
 
-
-def _adagrad(v: Float64s, squares: Float64s, beta2: float) -> Float64s:
-    return v + squares
-
-
-SECOND_MOMENTS: dict[str, SecondMoment] = {"adam": _adam, "yogi": _yogi, "adagrad": _adagrad}
+    @abstractmethod
+    def step(self, x: Float64s, change: Float64s, moments: Sequence[Float64s], scratch: Float64s) -> None:
+        """Turn x and its moments, shape (n,), into those after the step, in place; `change` and `scratch` (n,) are
+        overwritten."""
 
 
 @dataclass(frozen=True)
-class ServerOptimiser:
-    """One of `SECOND_MOMENTS` and its numbers: learning_rate and tau above 0, the betas from 0 to below 1."""
+class Plain(ServerOptimiser):
+    """x_{t+1} = x_t + D"""
 
+    def step(self, x: Float64s, change: Float64s, moments: Sequence[Float64s], scratch: Float64s) -> None:
+        np.add(x, change, out=x)
+
+
+@dataclass(frozen=True)
+class Momentum(ServerOptimiser):
+    """Server momentum (Hsu, Qi and Brown, "Measuring the Effects of Non-Identical Data Distribution for Federated
+    Visual Classification", 2019, section 3):
+
+        v_t = momentum v_{t-1} + D,  v_0 = 0
+        x_{t+1} = x_t + learning_rate v_t
+        x_{t+1} = x_t + learning_rate (D + momentum v_t)      with Nesterov's look ahead (Sutskever et al., ICML 2013)
+    """
+
+    moments = ("first_moment",)
+    learning_rate: float = 1.0
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def step(self, x: Float64s, change: Float64s, moments: Sequence[Float64s], scratch: Float64s) -> None:
+        (v,) = moments
+        np.multiply(v, self.momentum, out=v)
+        np.add(v, change, out=v)
+        if self.nesterov:
+            np.multiply(v, self.momentum, out=scratch)
+            np.add(scratch, change, out=scratch)
+            np.multiply(scratch, self.learning_rate, out=scratch)
+        else:
+            np.multiply(v, self.learning_rate, out=scratch)
+        np.add(x, scratch, out=x)
+
+
+@dataclass(frozen=True)
+class Adaptive(ServerOptimiser):
+    """FedAdam, FedYogi and FedAdagrad (Reddi et al., "Adaptive Federated Optimization", ICLR 2021, Algorithm 2):
+
+        m_t = beta1 m_{t-1} + (1 - beta1) D,  m_0 = 0
+        v_t = v_{t-1} + D^2                                          adagrad,  v_0 = tau^2
+            = v_{t-1} - (1 - beta2) D^2 sign(v_{t-1} - D^2)          yogi
+            = beta2 v_{t-1} + (1 - beta2) D^2                        adam
+        x_{t+1} = x_t + learning_rate m_t / (sqrt(v_t) + tau)
+
+    There is no bias correction, as in the paper.
+    """
+
+    moments = ("first_moment", "second_moment")
     serveropt: str = "adam"
     learning_rate: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-4
 
-    def at_first(self, count: int) -> tuple[Float64s, Float64s]:
-        """m and v before the first step."""
-        return np.zeros(count), np.full(count, self.tau**2)
+    @property
+    def at_first(self) -> tuple[float, ...]:
+        return 0.0, self.tau**2
 
-    def step(
-        self, old: Float64s, mean: Float64s, m: Float64s, v: Float64s
-    ) -> tuple[Float64s, Float64s, Float64s]:
-        """(new values, m, v) of elements of shape (n,) whose updates have this mean."""
-        gradient = mean - old
-        m = self.beta1 * m + (1.0 - self.beta1) * gradient
-        v = SECOND_MOMENTS[self.serveropt](v, gradient * gradient, self.beta2)
-        return old + self.learning_rate * (m / (np.sqrt(v) + self.tau)), m, v
-
-
-def step_model(
-    optimiser: ServerOptimiser,
-    partials: Sequence[tuple[StrPath, float]],
-    layout: Layout,
-    *,
-    model: StrPath,
-    state: StrPath | None,
-    out: StrPath,
-    out_state: StrPath,
-) -> str:
-    """One step from `model` (a canonical file of `layout`) with float64 partials as `combine_partials` takes them:
-    writes the next model and the next state, and returns the model's sha256.
-
-    `state` is what an earlier step wrote, None before the first. Memory: a few blocks. Raises StudioError as
-    `combine_partials` does, `invalid_model` and `layout_mismatch` for a model or state that is not of this layout.
-    """
-    flat, reader, narrower = Flat(layout), BlockReader(), Narrower()
-    with ExitStack() as stack:
-        given = stack.enter_context(Path(model).open("rb", buffering=0))
-        _skip_header(given, layout)
-        before = None
-        if state is not None:
-            begins = _moments_in(state, flat.size)
-            before = _Moments(stack.enter_context(Path(state).open("rb", buffering=0)), begins)
-        after = _Moments.empty(stack.enter_context(new_file(out_state)), flat.size)
-        sink = ModelSink(stack.enter_context(new_file(out)))
-        sink.write(canonical_header(layout))
-        for dtype, start, mean in mean_blocks(partials, layout):
-            # Blocks come in the order of the canonical file, so the model is read straight through.
-            old = reader.read(given, dtype, mean.size)
-            m, v = before.read(start, mean.size) if before else optimiser.at_first(mean.size)
-            if dtype in FLOATS:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    mean, m, v = optimiser.step(old.astype(np.float64), mean, m, v)
-                for moment in (m, v):
-                    if not narrower.finite(moment):
-                        raise _too_far(flat.name_at(start + int(np.argmin(np.isfinite(moment)))))
-            after.write(start, m, v)
-            write_block(sink, narrower, mean, dtype, flat, start)
-        return sink.sha256
-
-
-def state_layout(elements: int) -> Layout:
-    """The moments of all elements of a model, in the order of its canonical file."""
-    return Layout(tuple(TensorSpec(f"{which}_moment", "F64", (elements,)) for which in ("first", "second")))
-
-
-def _moments_in(path: StrPath, elements: int) -> tuple[int, int]:
-    """Where both moments begin in a file of them."""
-    wanted = state_layout(elements)
-    found, data_start, offsets = read_safetensors_header(path, max_bytes=Path(path).stat().st_size)
-    difference = wanted.difference(found)
-    if difference is not None:
-        raise StudioError("layout_mismatch", f"The optimiser's state does not fit the model. {difference}")
-    first, second = (data_start + offsets[spec.name][0] for spec in wanted.tensors)
-    return first, second
-
-
-class _Moments:
-    """Both moments in an open file, by element."""
-
-    def __init__(self, file: IO[bytes], begins: tuple[int, int]) -> None:
-        self._file, self._begins = file, begins
-        self._readers = (BlockReader(), BlockReader())
-
-    @classmethod
-    def empty(cls, file: IO[bytes], elements: int) -> _Moments:
-        header = canonical_header(state_layout(elements))
-        file.write(header)
-        return cls(file, (len(header), len(header) + 8 * elements))
-
-    def read(self, start: int, count: int) -> tuple[Float64s, Float64s]:
-        found = []
-        for begin, reader in zip(self._begins, self._readers, strict=True):
-            self._file.seek(begin + 8 * start)
-            found.append(reader.read(self._file, "F64", count))
-        return found[0], found[1]
-
-    def write(self, start: int, *moments: Float64s) -> None:
-        for begin, moment in zip(self._begins, moments, strict=True):
-            self._file.seek(begin + 8 * start)
-            self._file.write(moment.view(np.uint8).data)
-
-
-def _skip_header(file: IO[bytes], layout: Layout) -> None:
-    header = canonical_header(layout)
-    if file.read(len(header)) != header:
-        raise invalid_model("The model is no canonical file of its layout.")
-
-
-def _too_far(name: str) -> StudioError:
-    return StudioError(
-        "sum_not_finite",
-        f"The step of tensor {shown(name)} is not finite; some update lies too far from the model.",
-        tensor=name,
-    )
+    def step(self, x: Float64s, change: Float64s, moments: Sequence[Float64s], scratch: Float64s) -> None:
+        m, v = moments
+        np.multiply(m, self.beta1, out=m)
+        np.multiply(change, 1.0 - self.beta1, out=scratch)
+        np.add(m, scratch, out=m)
+        squares = np.multiply(change, change, out=scratch)
+        if self.serveropt == "adagrad":
+            np.add(v, squares, out=v)
+        elif self.serveropt == "yogi":
+            signs = np.sign(np.subtract(v, squares, out=change), out=change)
+            np.multiply(squares, 1.0 - self.beta2, out=squares)
+            np.multiply(squares, signs, out=squares)
+            np.subtract(v, squares, out=v)
+        else:
+            np.multiply(squares, 1.0 - self.beta2, out=squares)
+            np.multiply(v, self.beta2, out=v)
+            np.add(v, squares, out=v)
+        np.add(np.sqrt(v, out=scratch), self.tau, out=scratch)
+        np.divide(m, scratch, out=change)
+        np.multiply(change, self.learning_rate, out=change)
+        np.add(x, change, out=x)

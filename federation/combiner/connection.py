@@ -43,14 +43,16 @@ Delivery = Owed | Ordered | Cancel | Farewell
 
 @dataclass(eq=False)
 class Connection:
-    """The outgoing side of one client's stream. `given`: assignments it was sent or said it holds; `answered`: ended
-    ones that a read of the rows begun before their end may still show as owed."""
+    """The outgoing side of one client's stream. `given`: assignments it was sent or said it holds; `owed`: those of
+    them that the rows showed as live when last looked at; `answered`: ended ones that a read of the rows begun before
+    their end may still show as owed."""
 
     identity: Identity
     dialect: str
     version: str
     connection_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     given: set[uuid.UUID] = field(default_factory=set)
+    owed: dict[uuid.UUID, Owed] = field(default_factory=dict)
     answered: set[uuid.UUID] = field(default_factory=set)
     outbox: asyncio.Queue[Delivery] = field(default_factory=asyncio.Queue)
     can_validate: bool = True
@@ -64,6 +66,11 @@ class Connection:
 
     def knows(self, task: Owed | Ordered) -> bool:
         return isinstance(task, Owed) or task.kind in self.takes
+
+    def forget(self, assignment_id: uuid.UUID) -> None:
+        """It has ended, or the client has its answer."""
+        self.given.discard(assignment_id)
+        self.owed.pop(assignment_id, None)
 
     def send(self, delivery: Delivery) -> None:
         self.outbox.put_nowait(delivery)

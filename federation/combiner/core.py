@@ -11,20 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from django.db import DatabaseError
 
-from clients_app import presence, registration
+from clients_app import presence
+from clients_app.placement import draining_left
+from clients_app.selectors import living_registration, registered_with
+from clients_app.services import drain_combiner
 from federation.combiner.connection import Identity
 from federation.combiner.downloads import Downloads, Form
 from federation.combiner.hub import Hub
 from federation.combiner.intake import Intake
+from federation.combiner.load import LoadMeter, Traffic
+from federation.combiner.moving import Moving
 from federation.combiner.shares import Shares
 from federation.combiner.spool import Spool
 from federation.combiner.staging import Staging
-from federation.combiner.threads import in_rows
+from federation.combiner.threads import in_lease, in_rows
 from federation.sessions import assignments
 from federation.sessions.assignments import ModelGrant, WorkGrant
 from foundation.errors import StudioError
 from foundation.throttles import TOKEN_FAILURES
+from projects.actors import OPERATOR
 from projects.tokens import tickets
 from projects.tokens.choices import TokenKind
 from projects.tokens.verify import verify
@@ -32,6 +39,7 @@ from projects.tokens.verify import verify
 log = structlog.get_logger(__name__)
 
 RENEW_S = 5.0
+DRAIN_LOOK_S = 0.5
 TOKEN_TRUST_S = 2.0  # how long a verified token is believed without a query
 Proof = tuple[str | None, uuid.UUID | None]  # a token and who it is said to be; no token: a plain channel
 
@@ -60,8 +68,11 @@ class CombinerCore:
         self.spool = Spool(folder / "spool")
         self.downloads = Downloads(folder / "models")
         self.staging = Staging(folder / "staged")
+        self.traffic = Traffic()  # whoever moves a model's bytes says how many
+        self._meter = LoadMeter(self.traffic)
         self._tasks: list[asyncio.Task[None]] = []
         self._trusted: dict[Proof, tuple[float, Identity]] = {}
+        self._sifted_at = 0.0
         self.over = asyncio.Event()
         self.why = ""
 
@@ -82,13 +93,23 @@ class CombinerCore:
         combiner_id, epoch = self.lease.combiner_id, self.lease.epoch
         self.shares = Shares(self.spool, combiner_id, epoch)
         self.hub = Hub(self.lease, on_wake=self.shares.look.set, on_dead_tokens=self._distrust)
-        self.intake = Intake(self.spool, combiner_id, epoch, self.shares.accepted, self._superseded)
+        self.intake = Intake(
+            self.spool,
+            combiner_id,
+            epoch,
+            self.shares.accepted,
+            self._superseded,
+            self.downloads.open,
+            self.hub.grant,
+        )
+        self.moving = Moving(self.hub, self.intake.uploading)
         for work in (
             self._renew_forever(),
+            self.moving.move_forever(),
             self.hub.deliver_forever(),
             self.hub.flush_forever(),
             self.hub.listen_forever(),
-            self.intake.accept_forever(),
+            self.intake.acceptance.answer_forever(),
             self.shares.close_forever(),
             self.shares.sweep_forever(),
             self.staging.sweep_forever(),
@@ -113,17 +134,42 @@ class CombinerCore:
     async def _renew_forever(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
-            load = {"clients": len(self.hub.connections)}
-            if not await in_rows(
+            load = self._load()
+            if not await in_lease(
                 presence.renew_lease, combiner_id=self.lease.combiner_id, epoch=self.lease.epoch, load=load
             ):
                 self._superseded()
                 return
 
+    def _load(self) -> dict[str, Any]:
+        connections = self.hub.connections.values()
+        return self._meter.read(
+            clients=len(connections),
+            uploads=len(self.intake.uploading()),
+            queue=self.intake.waiting + sum(connection.outbox.qsize() for connection in connections),
+        )
+
     def _superseded(self) -> None:
         if not self.over.is_set():
             log.error("combiner.superseded", name=self.config.name, epoch=self.lease.epoch)
             self._end(f"A newer combiner named {self.config.name} is running; this one ends.")
+
+    async def drain(self, most_s: float) -> bool:
+        """Give all clients away and finish what was accepted before stopping; False: not done in so many seconds, and
+        the rest is taken up when this combiner starts again on the same disk."""
+        try:
+            await in_rows(drain_combiner, self.config.name, actor=OPERATOR, stopping=True)
+            await self.moving.stand()
+            async with asyncio.timeout(most_s):
+                while not self.over.is_set():
+                    if (await in_rows(draining_left, self.config.name)).nothing:
+                        return True
+                    await asyncio.sleep(DRAIN_LOOK_S)
+        except TimeoutError:
+            log.warning("combiner.still_draining", name=self.config.name)
+        except DatabaseError:  # away: nobody can be told, and what is accepted is on the disk
+            log.exception("combiner.drain_failed")
+        return False
 
     async def stop(self) -> None:
         """Bid the clients farewell, end the lease, let go of the spool."""
@@ -155,7 +201,11 @@ class CombinerCore:
         now = time.monotonic()
         if known is not None and self._still_good(known, now):
             return known[1]
-        self._trusted = {key: entry for key, entry in self._trusted.items() if self._still_good(entry, now)}
+        if now - self._sifted_at > TOKEN_TRUST_S:
+            self._sifted_at = now
+            self._trusted = {
+                key: entry for key, entry in self._trusted.items() if self._still_good(entry, now)
+            }
         identity = await in_rows(look, *args)
         self._trusted[proof] = (now, identity)
         return identity
@@ -177,7 +227,9 @@ class CombinerCore:
     ) -> tuple[int, WorkGrant]:
         """An open file of the model that one of the client's own assignments names, in that form; the caller closes
         it. Raises StudioError 404, 503."""
-        grant = await in_rows(assignments.work_grant, who.client_id, assignment_id)
+        grant = self.hub.grant(who.client_id, assignment_id) or await in_rows(
+            assignments.work_grant, who.client_id, assignment_id
+        )
         if grant is None or grant.model_id != model_id:
             raise StudioError("not_found", "No assignment of this client names that model.", 404)
         return await self.downloads.open(grant, form), grant
@@ -214,7 +266,7 @@ def _client_of(secret: str, client_id: uuid.UUID | None) -> Identity:
         if client_id not in (None, token.client.pk):
             raise StudioError("wrong_token", "This token belongs to another client.", 401)
         return Identity(token.client.pk, token.project_id, token.pk, token.client.name)
-    found = registration.registered_with(token.pk, client_id) if client_id is not None else None
+    found = registered_with(token.pk, client_id) if client_id is not None else None
     if found is None:
         raise StudioError(
             "wrong_token_kind",
@@ -225,7 +277,7 @@ def _client_of(secret: str, client_id: uuid.UUID | None) -> Identity:
 
 
 def _registered(client_id: uuid.UUID) -> Identity:
-    found = registration.living_registration(client_id)
+    found = living_registration(client_id)
     if found is None:
         raise StudioError(
             "not_registered", "No living registration has this client id: register the client again.", 401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from pathlib import Path
 import structlog
 from django.core.files.storage import FileSystemStorage
 
+from federation.combiner.encoded import EncodedOnce
 from federation.combiner.threads import in_files
 from federation.sessions.assignments import ModelGrant
 from foundation import storage
@@ -40,6 +42,8 @@ class Downloads:
         self.folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
+        self.encoded = EncodedOnce()
+        self._digests: OrderedDict[str, str] = OrderedDict()
         self._kept: OrderedDict[str, asyncio.Future[Path]] = OrderedDict()
 
     async def open(self, grant: ModelGrant, form: Form | None = None) -> int:
@@ -58,6 +62,15 @@ class Downloads:
             raise StudioError(
                 "try_again_later", "The model cannot be read from storage now; try again later.", 503
             ) from error
+
+    async def sha256_of(self, name: str, file: int) -> str:
+        """SHA-256 (hex) of an open file that is the same for all who name it so; computed once."""
+        known = self._digests.get(name)
+        if known is None:
+            known = self._digests[name] = await in_files(_sha256, file)
+            while len(self._digests) > KEPT_FILES:
+                self._digests.popitem(last=False)
+        return known
 
     async def _path(self, grant: ModelGrant, form: Form | None = None) -> Path:
         if form is not None:
@@ -95,3 +108,11 @@ class Downloads:
             shutil.copyfileobj(body, out, CHUNK_BYTES)
         os.replace(draft, target)
         return target
+
+
+def _sha256(file: int) -> str:
+    digest, offset = hashlib.sha256(), 0
+    while data := os.pread(file, CHUNK_BYTES, offset):
+        digest.update(data)
+        offset += len(data)
+    return digest.hexdigest()

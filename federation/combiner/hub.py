@@ -10,7 +10,8 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import redis.asyncio
@@ -23,9 +24,11 @@ from federation.combiner.connection import Cancel, Connection, Farewell, Identit
 from federation.combiner.threads import in_rows
 from federation.events.services import TelemetrySample, record_telemetry
 from federation.sessions import assignments, commands
-from federation.sessions.assignments import Owed
+from federation.sessions.assignments import Owed, WorkGrant
+from federation.sessions.choices import LIVE_ASSIGNMENT
 from federation.sessions.commands import Ordered
-from foundation.hints import COMBINER_CHANNEL
+from foundation.errors import StudioError
+from foundation.hints import COMBINER_CHANNEL, PROCESS
 from projects.tokens.selectors import dead_tokens
 
 log = structlog.get_logger(__name__)
@@ -34,6 +37,7 @@ NET_S = 2.0  # the poll behind every push
 FLUSH_S = 0.25  # how long receipts and progress are gathered
 SEEN_S = 15.0  # how often presence is written
 TELEMETRY_MAX = 10_000
+TOKENS_A_LOOK = 1000
 
 
 class Hub:
@@ -49,6 +53,8 @@ class Hub:
         self.connections: dict[uuid.UUID, Connection] = {}
         self._woken: asyncio.Event = asyncio.Event()
         self._woken_for: set[uuid.UUID] | None = set()  # None: everybody
+        self._revoked: set[uuid.UUID] = set()  # clients a token of whom was
+        self._to_check: list[Connection] = []
         self._received: set[uuid.UUID] = set()
         self._progress: dict[uuid.UUID, float] = {}
         self._telemetry: list[TelemetrySample] = []
@@ -68,7 +74,7 @@ class Hub:
     ) -> Connection:
         """A client's stream opened, or, with `silence_s`, its first poll came: it is detached when `heard` of no more
         for so long. `takes`: the kinds of command that its dialect has words for. An older connection of the same
-        client ends."""
+        client ends. Raises StudioError 503 for one that is to go to another combiner."""
         connection = Connection(
             identity, dialect, version, given=set(holds), silence_s=silence_s, takes=frozenset(takes)
         )
@@ -76,16 +82,21 @@ class Hub:
         if older is not None:
             older.send(Farewell("replaced", "this client connected again elsewhere", retry=False))
         self.connections[identity.client_id] = connection
-        known = await in_rows(
-            presence.connected,
-            client_id=identity.client_id,
-            combiner_id=self.lease.combiner_id,
-            epoch=self.lease.epoch,
-            connection_id=connection.connection_id,
-            dialect=dialect,
-            version=version,
-            attributes=attributes,
-        )
+        try:
+            known = await in_rows(
+                presence.connected,
+                client_id=identity.client_id,
+                combiner_id=self.lease.combiner_id,
+                epoch=self.lease.epoch,
+                connection_id=connection.connection_id,
+                dialect=dialect,
+                version=version,
+                attributes=attributes,
+            )
+        except StudioError:
+            if self.connections.get(identity.client_id) is connection:
+                del self.connections[identity.client_id]
+            raise
         if not known:
             connection.send(
                 Farewell("client_gone", "this client was removed, or the combiner is being replaced", True)
@@ -125,10 +136,17 @@ class Hub:
         """The client has its answer for this assignment: nothing to cancel."""
         connection = self.connections.get(client_id)
         if connection is not None:
-            connection.given.discard(assignment_id)
+            connection.forget(assignment_id)
             connection.answered.add(assignment_id)
         self._progress.pop(assignment_id, None)
         self._received.discard(assignment_id)
+
+    def grant(self, client_id: uuid.UUID, assignment_id: uuid.UUID) -> WorkGrant | None:
+        """What the client may do with an assignment that it was given and that was live when the rows were last read,
+        at most two seconds ago; None: the rows must say. Acceptance asks them in any case."""
+        connection = self.connections.get(client_id)
+        task = connection.owed.get(assignment_id) if connection is not None else None
+        return task.grant if task is not None else None
 
     # --- reports ----------------------------------------------------------------------------------------------
     def received(self, assignment_id: uuid.UUID) -> None:
@@ -162,31 +180,46 @@ class Hub:
             everybody = clock() >= next_net or self._woken_for is None
             if everybody:
                 next_net = clock() + NET_S
-            wanted = set(self.connections) if everybody else self._woken_for or set()
+            woken, self._woken_for = self._woken_for or set(), set()
+            revoked, self._revoked = self._revoked, set()
             self._woken.clear()
-            self._woken_for = set()
-            await self.deliver(wanted & set(self.connections))
+            await self.deliver(None if everybody else woken & set(self.connections))
+            if revoked:
+                await self._drop_dead_tokens(
+                    [self.connections[pk] for pk in revoked if pk in self.connections]
+                )
             if everybody:
                 await self._detach_silent()
-                await self._drop_dead_tokens()
+                await self._drop_dead_tokens(self._next_to_check())
                 self._on_wake()
 
-    async def deliver(self, client_ids: set[uuid.UUID]) -> None:
-        """Push what these clients owe and have not been given; cancel what has ended meanwhile."""
-        if not client_ids:
+    async def deliver(self, client_ids: set[uuid.UUID] | None = None) -> None:
+        """Push what these clients (None: all of this combiner) owe and have not been given; cancel what has ended
+        meanwhile. A client that owes nothing costs nothing."""
+        if (client_ids is not None and not client_ids) or not self.connections:
             return
-        before = {pk: set(self.connections[pk].given) for pk in client_ids if pk in self.connections}
-        answered = {pk: set(self.connections[pk].answered) for pk in before}
-        rows = await in_rows(_owed, client_ids)
-        still: dict[uuid.UUID, set[uuid.UUID]] = {pk: set() for pk in before}
+        looked_at = [
+            connection
+            for connection in self._of(client_ids)
+            if connection.given or connection.answered or connection.takes
+        ]
+        before = {c.identity.client_id: set(c.given) for c in looked_at if c.given}
+        answered = {c.identity.client_id: set(c.answered) for c in looked_at if c.answered}
+        takers = {c.identity.client_id for c in looked_at if c.takes}
+        rows = await in_rows(_owed, self.lease, client_ids, takers)
+        still: dict[uuid.UUID, set[uuid.UUID]] = defaultdict(set)
         for row in rows:
-            still.setdefault(row.client_id, set()).add(row.assignment_id)
+            still[row.client_id].add(row.assignment_id)
             connection = self.connections.get(row.client_id)
             if connection is None or row.assignment_id in connection.answered:
                 continue
-            if row.assignment_id not in connection.given and connection.knows(row):
+            if row.assignment_id not in connection.given:
+                if not connection.knows(row):
+                    continue
                 connection.given.add(row.assignment_id)
                 connection.send(row)
+            if isinstance(row, Owed):
+                connection.owed[row.assignment_id] = row
         for client_id, earlier in answered.items():
             if client_id in self.connections:
                 self.connections[client_id].answered -= earlier - still[client_id]
@@ -196,14 +229,30 @@ class Hub:
             connection = self.connections.get(client_id)
             if connection is None or assignment_id not in connection.given:
                 continue
-            connection.given.discard(assignment_id)
             status, reason = reasons.get(assignment_id, ("cancelled", "this assignment no longer exists"))
+            if status in LIVE_ASSIGNMENT:  # it came meanwhile, or the client is connected elsewhere
+                continue
+            connection.forget(assignment_id)
             if status not in ("accepted", "completed"):
                 connection.send(Cancel(assignment_id, reason or status))
 
-    async def _drop_dead_tokens(self) -> None:
+    def _of(self, client_ids: set[uuid.UUID] | None) -> list[Connection]:
+        if client_ids is None:
+            return list(self.connections.values())
+        return [self.connections[pk] for pk in client_ids if pk in self.connections]
+
+    def _next_to_check(self) -> list[Connection]:
+        """Those whose tokens are looked at now: everybody, or of thousands some at a time. What is revoked is hinted
+        at besides."""
+        if len(self.connections) <= TOKENS_A_LOOK:
+            return list(self.connections.values())
+        self._to_check = self._to_check or list(self.connections.values())
+        some, self._to_check = self._to_check[:TOKENS_A_LOOK], self._to_check[TOKENS_A_LOOK:]
+        return some
+
+    async def _drop_dead_tokens(self, connections: Collection[Connection]) -> None:
         """Revoking a token closes its streams."""
-        held = {connection.identity.token_id for connection in self.connections.values()}
+        held = {connection.identity.token_id for connection in connections}
         if not held:
             return
         dead = await in_rows(dead_tokens, held)
@@ -236,7 +285,11 @@ class Hub:
             if now - last_seen >= SEEN_S:
                 last_seen = now
                 if self.connections:
-                    await in_rows(presence.touch_clients, list(self.connections))
+                    await in_rows(
+                        presence.touch_clients,
+                        combiner_id=self.lease.combiner_id,
+                        epoch=self.lease.epoch,
+                    )
             await asyncio.sleep(FLUSH_S)
 
     async def flush(self) -> None:
@@ -244,8 +297,7 @@ class Hub:
         progress, self._progress = self._progress, {}
         telemetry, self._telemetry = self._telemetry, []
         if received:
-            await in_rows(assignments.mark_delivered, received)
-            await in_rows(commands.note_started, received)
+            await in_rows(_mark_received, received)
         if progress:
             await in_rows(assignments.note_progress, progress)
         if telemetry:
@@ -272,17 +324,33 @@ class Hub:
 
     def _heard(self, data: bytes) -> None:
         try:
-            clients = [uuid.UUID(pk) for pk in json.loads(data)["clients"]]
+            said = json.loads(data)
+            clients = [uuid.UUID(pk) for pk in said["clients"]]
         except (ValueError, KeyError, TypeError):
             return
-        self._on_wake()
-        if clients:
-            self.wake(clients)
+        if not clients:
+            if said.get("from") != PROCESS:  # a round that was closed here is known here
+                self._on_wake()
+            return
+        if said.get("revoked"):
+            self._revoked.update(clients)
+        self.wake(clients)
 
 
-def _owed(client_ids: set[uuid.UUID]) -> list[Owed | Ordered]:
-    return [*assignments.owed(client_ids), *commands.ordered(client_ids)]
+def _owed(
+    lease: CombinerLease, client_ids: set[uuid.UUID] | None, takers: set[uuid.UUID]
+) -> list[Owed | Ordered]:
+    """`takers`: those whose dialect has words for commands; the others are not asked for."""
+    rows = assignments.owed_on(lease) if client_ids is None else assignments.owed(client_ids)
+    return [*rows, *(commands.ordered(takers) if takers else [])]
 
 
 def _reasons_of_end(ids: list[uuid.UUID]) -> dict[uuid.UUID, tuple[str, str]]:
-    return assignments.reasons_of_end(ids) | commands.reasons_of_end(ids)
+    found = assignments.reasons_of_end(ids)
+    others = [pk for pk in ids if pk not in found]
+    return found | commands.reasons_of_end(others) if others else found
+
+
+def _mark_received(ids: set[uuid.UUID]) -> None:
+    if assignments.mark_delivered(ids) < len(ids):  # the others may be orders
+        commands.note_started(ids)

@@ -7,12 +7,12 @@ checked before it is accepted; only an accepted one is folded; and only then is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-import json
 import math
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,30 @@ from typing import Any
 import structlog
 from django.conf import settings
 
-from federation.aggregation.codecs import check_num_examples, check_update, to_canonical
+from federation.aggregation.codecs import UpdateCheck, check_num_examples
+from federation.aggregation.compressed import FORMS, compressed_layout
 from federation.aggregation.layout import Layout
+from federation.combiner.accepting import Acceptance
+from federation.combiner.checking import HEADER_SLACK_BYTES, Whole, checked, converted, decompressed, facts_of
 from federation.combiner.connection import Identity
+from federation.combiner.reported import json_object
 from federation.combiner.spool import Spool
-from federation.combiner.staging import WIDEST
-from federation.combiner.threads import in_files, in_rows
-from federation.combiner.upload import Superseded, Upload
-from federation.sessions import assignments
-from federation.sessions.assignments import SpooledUpdate, Verdict, WorkGrant
+from federation.combiner.threads import in_files, in_rows, in_syncs
+from federation.combiner.upload import Piece, Superseded, Upload
+from federation.sessions import assignments, counting
+from federation.sessions.assignments import ModelGrant, SpooledUpdate, Verdict, WorkGrant
 from federation.sessions.choices import AssignmentKind, AssignmentStatus
 from foundation.errors import StudioError
 
 log = structlog.get_logger(__name__)
 
 MAX_METADATA_BYTES = 64 * 1024
-HEADER_SLACK_BYTES = 1 << 20  # what a file may hold beyond its tensors
 MAX_MISMATCHES = 2
 CHECKS_AT_ONCE = 2
+GATHERED_BYTES = 12 << 20  # of all uploads together, before they are handed to the disk
+LEAST_GATHERED_BYTES = 128 << 10
+MOST_GATHERED_BYTES = 512 << 10
+MOST_PIECES = 256
 TELL_EVERY_S = 60.0
 
 
@@ -60,23 +66,44 @@ class Intake:
         epoch: int,
         on_accepted: Callable[[WorkGrant, SpooledUpdate, Verdict], None],
         on_superseded: Callable[[], None],
+        open_model: Callable[[ModelGrant], Awaitable[int]],
+        known: Callable[[uuid.UUID, uuid.UUID], WorkGrant | None],
     ) -> None:
-        self.spool, self.combiner_id, self.epoch = spool, combiner_id, epoch
-        self._on_accepted = on_accepted
-        self._on_superseded = on_superseded
+        """`open_model` answers an open file of the model that a grant names; `known` the grant of a client's assignment
+        that was live just now, without a query."""
+        self.spool, self.combiner_id = spool, combiner_id
+        self.acceptance = Acceptance(
+            spool, combiner_id, epoch, on_accepted, on_superseded, lambda: self.waiting
+        )
+        self._open_model = open_model
+        self._known = known
         self._writers: dict[uuid.UUID, Upload] = {}
         self._finishing: dict[uuid.UUID, asyncio.Task[Receipt]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._told_disk_at = -math.inf
         self._telling: set[asyncio.Task[None]] = set()
         self._mismatches: dict[uuid.UUID, int] = {}
         # each check holds some MiB of block buffers, however large the model
         self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
-        self._ready: asyncio.Queue[tuple[WorkGrant, SpooledUpdate, asyncio.Future[Verdict]]] = asyncio.Queue()
+
+    def uploading(self) -> set[uuid.UUID]:
+        """The clients whose updates are arriving just now."""
+        return {upload.grant.client_id for upload in self._writers.values()}
+
+    @property
+    def waiting(self) -> int:
+        """Updates that are whole and wait for their verdict."""
+        return len(self._finishing)
 
     # --- before a byte is read --------------------------------------------------------------------------------
-    async def look(self, who: Identity, assignment_id: uuid.UUID) -> WorkGrant | Receipt:
-        """The row first: accepted already, ended, or free to send. Raises StudioError 404 for another's."""
-        grant = await in_rows(assignments.work_grant, who.client_id, assignment_id)
+    async def look(
+        self, who: Identity, assignment_id: uuid.UUID, *, now: bool = False
+    ) -> WorkGrant | Receipt:
+        """Accepted already, ended, or free to send. `now`: as the rows say it, where what the hub read a moment ago is
+        too old to refuse by. Raises StudioError 404 for another's."""
+        grant = None if now else self._known(who.client_id, assignment_id)
+        if grant is None:
+            grant = await in_rows(assignments.work_grant, who.client_id, assignment_id)
         if grant is None:
             raise StudioError("not_found", "There is no such assignment of this client.", 404)
         if grant.kind != AssignmentKind.TRAIN:
@@ -102,13 +129,23 @@ class Intake:
         if isinstance(found, Receipt):
             return found
         name = self.spool.name_of(assignment_id, upload_id, size)
+        writer = self._writers.get(assignment_id)
+        if writer is not None:  # of a call that has just broken off, or begins
+            with contextlib.suppress(StudioError, Superseded):
+                await self.settle(writer)
         return min(await in_files(self.spool.received_bytes, name), size)
 
     async def begin(
-        self, who: Identity, assignment_id: uuid.UUID, upload_id: str, size: int, offset: int
+        self,
+        who: Identity,
+        assignment_id: uuid.UUID,
+        upload_id: str,
+        size: int,
+        offset: int,
+        form: str = "",
     ) -> Upload | Receipt:
         """A new upload call; an older writer for the same assignment ends first, or, when all of it had come,
-        has its answer first."""
+        has its answer first. `form`: how the update is compressed, see `federation.aggregation.compressed`."""
         while True:
             while (verdict := self._finishing.get(assignment_id)) is not None:
                 await asyncio.wait({verdict})
@@ -117,52 +154,94 @@ class Intake:
                 return found
             if assignment_id not in self._finishing:  # nor has one been completed while we looked
                 break
-        limit = min(settings.MAX_MODEL_BYTES, Layout.from_json(found.layout).nbytes + HEADER_SLACK_BYTES)
-        if not 0 < size <= limit:
+        if form and form not in FORMS:
+            known = ", ".join(FORMS)
             return await self.reject(
-                who, found, f"the update has {size} bytes; a model of this session has at most {limit}"
+                who, found, f"the update comes in a form that is not known here; {known} are"
+            )
+        layout = Layout.from_json(found.layout)
+        most = compressed_layout(layout, form).nbytes if form else layout.nbytes
+        limit = min(settings.MAX_MODEL_BYTES, most + HEADER_SLACK_BYTES)
+        if not 0 < size <= limit:
+            how = f", compressed to {form}," if form else ""
+            return await self.reject(
+                who, found, f"the update has {size} bytes; a model of this session{how} has at most {limit}"
             )
         name = self.spool.name_of(assignment_id, upload_id, size)
-        upload = Upload(self.spool, found, name, size)
+        upload = Upload(self.spool, found, name, size, form)
         older = self._writers.get(assignment_id)
         self._writers[assignment_id] = upload
         try:
             if older is not None:
                 older.superseded = True
-                await in_files(older.close)
-                if older.name != name:
-                    await in_files(self.spool.discard_part, older.name)
-            there = await in_files(self.spool.received_bytes, name)
-            if not 0 <= offset <= there:
-                raise StudioError(
-                    "bad_offset", f"This upload can go on at most at byte {there}, not {offset}.", 409
-                )
-            await self._disk(upload, upload.open_at, offset)
+            upload.writing = asyncio.ensure_future(self._disk(upload, upload.take_over, older, offset))
+            upload.writing.add_done_callback(_retrieved)
+            await asyncio.shield(upload.writing)
         except BaseException:
             self.release(upload)
             raise
         return upload
 
-    async def write(self, upload: Upload, data: bytes) -> None:
+    async def write(self, upload: Upload, data: Piece) -> None:
+        """Gathered, and written while more arrives. What is wrong with the disk, or was too long, is said later."""
         if upload.superseded:
             raise Superseded
-        await self._disk(upload, upload.write, data)
+        upload.waiting.append(data)
+        upload.waiting_bytes += len(data)
+        enough = max(GATHERED_BYTES // len(self._writers), LEAST_GATHERED_BYTES)
+        if upload.waiting_bytes >= min(enough, MOST_GATHERED_BYTES) or len(upload.waiting) >= MOST_PIECES:
+            await self._hand_over(upload)
+
+    async def settle(self, upload: Upload) -> None:
+        """All that came is in the file. Raises what was wrong with it."""
+        await self._hand_over(upload)
+        if upload.writing is not None:  # shielded: whoever waits may be cut, and another call go on with it
+            await asyncio.shield(upload.writing)
+
+    async def _hand_over(self, upload: Upload) -> None:
+        """To the disk, behind what it has; a thread works while more arrives."""
+        while upload.writing is not None and not upload.writing.done():
+            await asyncio.wait({upload.writing})
+        if upload.writing is not None:
+            upload.writing.result()
+        if upload.waiting:
+            upload.waiting_bytes = 0
+            upload.writing = asyncio.ensure_future(self._write(upload))
+            upload.writing.add_done_callback(_retrieved)
+
+    async def _write(self, upload: Upload) -> None:
+        await self._disk(upload, upload.write)
+        if upload.much_unsynced:
+            await self._disk(upload, upload.sync_meanwhile, pool=in_syncs)
 
     def release(self, upload: Upload) -> None:
         """The call is over, for whatever reason. A part stays, to be resumed; what was whole goes on to its verdict."""
         if upload.finishing:
             return self._forget(upload)
-        # a thread may still be at work on it; closing waits for that one, and the next writer for closing
-        closing = asyncio.get_running_loop().run_in_executor(None, upload.close)
-        closing.add_done_callback(lambda _: self._forget(upload))
+        closing = asyncio.create_task(self._close(upload))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def _close(self, upload: Upload) -> None:
+        """Once no thread is at work on it, nor on closing an older one for it; the next writer waits for that."""
+        if upload.writing is not None:
+            await asyncio.wait({upload.writing})
+        await asyncio.get_running_loop().run_in_executor(None, upload.close)
+        self._forget(upload)
 
     def _forget(self, upload: Upload) -> None:
         if self._writers.get(upload.grant.assignment_id) is upload:
             del self._writers[upload.grant.assignment_id]
 
-    async def _disk(self, upload: Upload, work: Callable[..., Any], *args: Any) -> Any:
+    async def _disk(
+        self,
+        upload: Upload,
+        work: Callable[..., Any],
+        *args: Any,
+        pool: Callable[..., Awaitable[Any]] = in_files,
+    ) -> Any:
         try:
-            return await in_files(work, *args)
+            return await pool(work, *args)
         except OSError as error:
             log.error("spool.refused", error=str(error))
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -232,9 +311,9 @@ class Intake:
         expected = Layout.from_json(grant.layout)
         try:
             async with self._checking:
-                await self._disk(upload, _convert, file, self.spool.part(name), expected, unwrap)
-            upload.size = await in_files(self.spool.received_bytes, name)
-            await self._disk(upload, upload.open_at, upload.size)
+                await self._disk(upload, converted, file, self.spool.part(name), expected, unwrap)
+            upload.sent_bytes = await in_files(lambda: file.stat().st_size)
+            await self._disk(upload, upload.open_whole)
             return await self._finish(who, upload, None, num_examples, metadata_json)
         except StudioError as error:
             if error.status == 503:
@@ -252,12 +331,8 @@ class Intake:
         here on changes nothing: the update has its verdict, and the next call is told."""
         if upload.superseded:
             raise Superseded
-        if upload.offset != upload.size:
-            raise StudioError(
-                "incomplete", f"{upload.offset} of {upload.size} bytes arrived; resume the upload.", 409
-            )
         upload.finishing = True
-        task = asyncio.create_task(self._finish(who, upload, sha256, num_examples, metadata_json))
+        task = asyncio.create_task(self._finish_whole(who, upload, sha256, num_examples, metadata_json))
         self._finishing[upload.grant.assignment_id] = task
         task.add_done_callback(lambda done: self._finished(upload, done))
         return await asyncio.shield(task)
@@ -267,6 +342,13 @@ class Intake:
         upload.close()
         if not task.cancelled():
             task.exception()  # whoever still waits has it; a call that was cut does not want it
+
+    async def _finish_whole(
+        self, who: Identity, upload: Upload, sha256: str, num_examples: float, metadata_json: str
+    ) -> Receipt:
+        if upload.writing is not None:
+            await upload.writing
+        return await self._finish(who, upload, sha256, num_examples, metadata_json)
 
     async def _finish(
         self, who: Identity, upload: Upload, sha256: str | None, num_examples: float, metadata_json: str
@@ -279,30 +361,37 @@ class Intake:
         self._mismatches.pop(grant.assignment_id, None)
         try:
             examples = check_num_examples(num_examples)
-            metadata = parse_metadata(metadata_json)
-            expected = Layout.from_json(grant.layout)
+            metadata = json_object(metadata_json or "{}", "the metadata of an update", MAX_METADATA_BYTES)
             async with self._checking:
-                norm = await self._disk(upload, _check, self.spool.part(upload.name), expected, upload.size)
+                whole, found = await self._checked(upload, digest)
+            counting.check_countable(facts_of(grant, examples, metadata, found), grant.config)
         except StudioError as error:
             if error.status == 503:
                 raise
             await in_files(self.spool.discard_part, upload.name)
             return await self.reject(who, grant, error.message)
-        kept = await self._disk(upload, self.spool.keep, upload.name)
+        kept = await self._disk(upload, self.spool.keep, whole.name)
+        if whole.name != upload.name:
+            await in_files(self.spool.discard_part, upload.name)
         update = SpooledUpdate(
             assignment_id=grant.assignment_id,
             client_id=who.client_id,
             round_id=grant.round_id,
             spool_name=kept,
-            sha256=digest,
-            size_bytes=upload.size,
+            sha256=whole.sha256,
+            size_bytes=whole.size_bytes,
             num_examples=examples,
-            update_norm=norm,
+            update_norm=found.norm,
+            delta_norm=found.delta_norm,
             metadata=metadata,
+            sent_bytes=upload.sent_bytes,
+            encoding=upload.form,
         )
-        verdict = await self._accept(grant, update)
+        verdict = await self.acceptance.ask(grant, update)
         if verdict.superseded:
             raise StudioError("try_again_later", verdict.reason, 503)
+        if verdict.unkept:
+            return await self.reject(who, grant, verdict.reason)
         if not verdict.accepted:
             await in_rows(
                 assignments.report_late,
@@ -312,6 +401,26 @@ class Intake:
             )
             return Receipt("refused", verdict.reason)
         return ACCEPTED
+
+    async def _checked(self, upload: Upload, digest: str) -> tuple[Whole, UpdateCheck]:
+        """One pass over the update, beside the model that it answers where their distance matters. A compressed one
+        becomes a plain one first, beside what came, which stays until this one is kept."""
+        layout = Layout.from_json(upload.grant.layout)
+        whole = Whole(upload.name, digest, upload.size)
+        try:
+            if upload.form:
+                whole = Whole(uuid.uuid4().hex, "", 0)
+                model = await self._open_model(upload.grant)
+                whole = await self._disk(upload, decompressed, self.spool, upload, whole.name, layout, model)
+            base = None
+            if counting.needs_delta_norm(upload.grant.config):
+                base = await self._open_model(upload.grant)
+            path = self.spool.part(whole.name)
+            return whole, await self._disk(upload, checked, path, layout, whole.size_bytes, base)
+        except BaseException:
+            if whole.name != upload.name:
+                await in_files(self.spool.discard_part, whole.name)
+            raise
 
     async def _mismatch(self, who: Identity, upload: Upload) -> Receipt:
         await in_files(self.spool.discard_part, upload.name)
@@ -333,73 +442,8 @@ class Intake:
         )
         return Receipt("rejected", reason)
 
-    # --- acceptance, batched over updates that are ready together ---------------------------------------------
-    async def _accept(self, grant: WorkGrant, update: SpooledUpdate) -> Verdict:
-        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._ready.put_nowait((grant, update, answer))
-        return await answer
 
-    async def accept_forever(self) -> None:
-        while True:
-            batch = [await self._ready.get()]
-            while not self._ready.empty() and len(batch) < 200:
-                batch.append(self._ready.get_nowait())
-            try:
-                verdicts = await in_rows(
-                    assignments.accept_updates,
-                    combiner_id=self.combiner_id,
-                    epoch=self.epoch,
-                    updates=[update for _, update, _ in batch],
-                )
-            except Exception:
-                log.exception("accept.failed")
-                for _, update, answer in batch:
-                    self.spool.pending.discard(update.spool_name)
-                    if not answer.done():
-                        answer.set_exception(
-                            StudioError("try_again_later", "Acceptance failed; try again.", 503)
-                        )
-                        answer.exception()
-                continue
-            for grant, update, answer in batch:
-                verdict = verdicts[update.assignment_id]
-                if verdict.accepted and verdict.spool_name == update.spool_name:
-                    self.spool.pending.discard(update.spool_name)
-                    self._on_accepted(grant, update, verdict)
-                else:  # late, or a second copy: only the file named in the row counts
-                    await in_files(self.spool.discard_update, update.spool_name)
-                if verdict.superseded:
-                    self._on_superseded()
-                if not answer.done():
-                    answer.set_result(verdict)
-
-
-def _check(path: Any, expected: Layout, size: int) -> float:
-    return float(check_update(path, expected, max_bytes=size).norm)
-
-
-def _convert(
-    source: Path, target: Path, expected: Layout, unwrap: Callable[[Path, Path], None] | None
-) -> None:
-    inner = target.with_suffix(".inner.part")
-    try:
-        if unwrap is not None:
-            unwrap(source, inner)
-            source = inner
-        to_canonical(
-            source, target, max_bytes=WIDEST * expected.nbytes + HEADER_SLACK_BYTES, expected=expected
-        )
-    finally:
-        inner.unlink(missing_ok=True)
-
-
-def parse_metadata(text: str) -> dict[str, Any]:
-    if len(text.encode()) > MAX_METADATA_BYTES:
-        raise StudioError("metadata_too_long", "the metadata of an update must be at most 64 KiB of JSON")
-    try:
-        metadata = json.loads(text or "{}", parse_constant=lambda _name: None)
-    except (ValueError, RecursionError):
-        raise StudioError("metadata_not_json", "the metadata of an update must be a JSON object") from None
-    if not isinstance(metadata, dict):
-        raise StudioError("metadata_not_json", "the metadata of an update must be a JSON object")
-    return metadata
+def _retrieved(task: asyncio.Future[None]) -> None:
+    """Whoever writes next, or finishes, is told; a call that was cut does not want it."""
+    if not task.cancelled():
+        task.exception()

@@ -11,6 +11,7 @@ from typing import Any
 from federation.combiner.connection import Identity
 from federation.events.services import TelemetrySample
 from foundation.errors import StudioError
+from foundation.plain_json import plain
 
 MAX_VALIDATION_BYTES = 1 << 20
 MAX_ATTRIBUTES_BYTES = 16 * 1024
@@ -19,18 +20,20 @@ MAX_SERIES = 50
 MAX_NAME_CHARS = 60
 
 
-def validation_json(text: str) -> dict[str, Any]:
-    """What a client measured on a model: a JSON object of at most 1 MiB. NaN and the infinities are no JSON: such a
-    scalar is kept as null. Raises StudioError 400."""
-    if len(text.encode()) > MAX_VALIDATION_BYTES:
-        raise StudioError("validation_too_long", "A validation must be at most 1 MiB of JSON.")
+def json_object(text: str, what: str, most_bytes: int) -> dict[str, Any]:
+    """A JSON object of at most so many bytes, as every database takes it: rows of many clients are written together, so
+    one that cannot be kept would hold up the others'. NaN and the infinities are no JSON: such a scalar is kept as
+    null. Raises StudioError 400."""
+    if len(text.encode()) > most_bytes:
+        raise StudioError("too_long", f"{what} must be at most {most_bytes >> 10} KiB of JSON.")
     try:
-        data = json.loads(text, parse_constant=lambda _name: None)
+        value = json.loads(text, parse_constant=lambda _name: None)
     except (ValueError, RecursionError):
-        raise StudioError("validation_not_json", "A validation must be a JSON object.") from None
-    if not isinstance(data, dict):
-        raise StudioError("validation_not_json", "A validation must be a JSON object.")
-    return data
+        raise StudioError("not_json", f"{what} must be a JSON object.") from None
+    if not isinstance(value, dict):
+        raise StudioError("not_json", f"{what} must be a JSON object.")
+    kept: dict[str, Any] = plain(value)
+    return kept
 
 
 def finite_series(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -14,6 +14,8 @@ from foundation.errors import StudioError
 
 Dialect = Callable[[CombinerCore, grpc.aio.Server], None]
 
+WAITING_CALLS = 50_000
+
 OPTIONS = [
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.max_send_message_length", 4 << 20),
@@ -26,6 +28,11 @@ OPTIONS = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 4_000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.so_reuseport", 0),
+    # Thousands of clients ask for a new model in the same second: gRPC would cancel calls that wait to be begun with,
+    # some of them from a thousand on, all from three thousand on or after half a minute.
+    ("grpc.server.max_pending_requests", WAITING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", WAITING_CALLS),
+    ("grpc.server_max_unrequested_time_in_server", 300),  # seconds
     # Memory per transfer stays bounded: windows are not widened for a fast peer.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.experimental.tcp_max_read_chunk_size", 128 << 10),

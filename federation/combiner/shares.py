@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
+import time
 import uuid
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import structlog
 
 from federation.aggregation.accumulate import WeightedSum
 from federation.aggregation.layout import Layout
+from federation.combiner.collecting import Collector, Copy, SpoolLost
 from federation.combiner.spool import Spool
 from federation.combiner.threads import in_files, in_rows
-from federation.sessions import assignments
+from federation.sessions import assignments, counting
 from federation.sessions.assignments import AcceptedUpdate, ShareWork, SpooledUpdate, Verdict, WorkGrant
 from foundation import storage
 from foundation.errors import StudioError
@@ -28,7 +32,9 @@ log = structlog.get_logger(__name__)
 
 NET_S = 2.0
 SWEEP_EVERY_S = 30.0
-LONGEST_WAIT_S = 10.0
+SPARED_S = 20.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # between tries to store
+EARLY_TRIES = 8  # while the round trains: about half a minute
 
 
 @dataclass
@@ -40,49 +46,96 @@ class Accumulator:
     folded: set[uuid.UUID] = field(default_factory=set)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    @classmethod
-    def empty(cls, layout: Layout) -> Accumulator:
-        return cls(layout, WeightedSum(layout))
 
+class Accumulators:
+    """Accumulators by share. The memory of the last one that was done with is kept for a while: the next round of a
+    session has the same layout, and getting gigabytes from the system costs as much as folding an update."""
 
-class SpoolLost(Exception):
-    """An accepted update's file is not in the spool."""
+    def __init__(self) -> None:
+        self._of: dict[uuid.UUID, Accumulator] = {}
+        self._spare: WeightedSum | None = None
+        self._spared_at = 0.0
+
+    def get(self, share_id: uuid.UUID) -> Accumulator | None:
+        return self._of.get(share_id)
+
+    def begin(self, share_id: uuid.UUID, layout: Layout) -> Accumulator:
+        """An empty one in the place of any other of this share."""
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.layout == layout:
+            spare.start_over()
+        else:
+            spare = WeightedSum(layout)
+        self._of[share_id] = Accumulator(layout, spare)
+        return self._of[share_id]
+
+    def drop(self, share_id: uuid.UUID) -> None:
+        """One that may still be folded into is left to whoever does."""
+        done = self._of.pop(share_id, None)
+        if done is not None and not done.lock.locked():
+            self._spare, self._spared_at = done.total, time.monotonic()
+
+    def sweep(self, living: set[uuid.UUID]) -> None:
+        for share_id in set(self._of) - living:
+            if not self._of[share_id].lock.locked():
+                self.drop(share_id)
+        if time.monotonic() - self._spared_at > SPARED_S:
+            self._spare = None
 
 
 class Shares:
     def __init__(self, spool: Spool, combiner_id: uuid.UUID, epoch: int) -> None:
         self.spool, self.combiner_id, self.epoch = spool, combiner_id, epoch
-        self._sums: dict[uuid.UUID, Accumulator] = {}
+        self._sums = Accumulators()
         self._folds: set[asyncio.Task[None]] = set()
         self._closing: set[uuid.UUID] = set()
+        self.collector = Collector(spool, combiner_id, epoch)
         self.look = asyncio.Event()
 
     # --- while training ---------------------------------------------------------------------------------------
     def accepted(self, grant: WorkGrant, update: SpooledUpdate, verdict: Verdict) -> None:
-        """An update was accepted: fold it behind the client's back."""
-        if verdict.share_id is not None:
-            task = asyncio.create_task(self._fold_early(verdict.share_id, grant.layout, update))
-            self._folds.add(task)
-            task.add_done_callback(self._folds.discard)
+        """An update was accepted: fold it, or copy it to storage, behind the client's back."""
+        if verdict.share_id is not None and verdict.round_id is not None:
+            if counting.collects(grant.config):
+                copy = Copy(update.assignment_id, verdict.round_id, update.spool_name)
+                self._behind(self._collect_early(verdict.share_id, copy))
+            elif verdict.weight:
+                self._behind(self._fold_early(verdict.share_id, grant.layout, update, verdict.weight))
         if verdict.closes:
             self.look.set()
 
-    async def _fold_early(self, share_id: uuid.UUID, layout: list[object], update: SpooledUpdate) -> None:
-        accumulator = self._sums.setdefault(share_id, Accumulator.empty(Layout.from_json(layout)))
+    def _behind(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._folds.add(task)
+        task.add_done_callback(self._folds.discard)
+
+    async def _fold_early(
+        self, share_id: uuid.UUID, layout: list[object], update: SpooledUpdate, weight: float
+    ) -> None:
+        accumulator = self._sums.get(share_id) or self._sums.begin(share_id, Layout.from_json(layout))
         async with accumulator.lock:
             if self._sums.get(share_id) is not accumulator or update.assignment_id in accumulator.folded:
                 return
             try:
-                await in_files(
-                    accumulator.total.fold, self.spool.update(update.spool_name), update.num_examples
-                )
+                await in_files(accumulator.total.fold, self.spool.update(update.spool_name), weight)
                 accumulator.folded.add(update.assignment_id)
-            except (
-                OSError,
-                StudioError,
-            ) as error:  # closing tries again, from the rows, and says what is wrong
+            except Exception as error:  # a torn sum is none; closing tries again, and says what is wrong
                 log.warning("fold.put_off", share=str(share_id), error=str(error)[:200])
-                self._sums.pop(share_id, None)
+                self._sums.drop(share_id)
+
+    async def _collect_early(self, share_id: uuid.UUID, copy: Copy) -> None:
+        wait = FIRST_WAIT_S
+        for _ in range(EARLY_TRIES):
+            if share_id in self._closing:  # that goes on, from the rows, and says what it waits for
+                return
+            try:
+                return await self.collector.collect([copy])
+            except SpoolLost:
+                return
+            except Exception as error:  # each backend raises its own; all mean: not stored
+                log.warning("collect.put_off", share=str(share_id), error=str(error)[:200])
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(wait * 2, LONGEST_WAIT_S)
 
     # --- closing ----------------------------------------------------------------------------------------------
     async def close_forever(self) -> None:
@@ -91,18 +144,24 @@ class Shares:
                 async with asyncio.timeout(NET_S):
                     await self.look.wait()
             self.look.clear()
+            at_work = set(self._closing)  # what ends while the rows are read is in them all the same
             for work in await in_rows(assignments.unfinished_shares, self.combiner_id, closing_only=True):
-                if work.share_id not in self._closing:
+                if work.share_id not in at_work | self._closing:
                     self._closing.add(work.share_id)
-                    task = asyncio.create_task(self._close(work))
-                    self._folds.add(task)
-                    task.add_done_callback(self._folds.discard)
+                    self._behind(self._close(work))
 
     async def _close(self, work: ShareWork) -> None:
         try:
-            accumulator = await self._complete(work)
-            async with accumulator.lock:
-                await self._write(work, accumulator)
+            if not work.accepted:
+                raise StudioError("nothing_accepted", "The share holds no update.")
+            if work.collects:
+                await self._collect(work)
+            elif not any(update.weight for update in work.accepted):
+                await self._finish(work)
+            else:
+                accumulator = await self._complete(work)
+                async with accumulator.lock:
+                    await self._write(work, accumulator)
         except SpoolLost as error:
             await in_rows(assignments.abandon_share, share_id=work.share_id, reason=str(error))
         except StudioError as error:
@@ -117,7 +176,7 @@ class Shares:
                 what="a combiner to write its partial (its disk failed; the accepted updates are kept)",
             )
         finally:
-            self._sums.pop(work.share_id, None)
+            self._sums.drop(work.share_id)
             self._closing.discard(work.share_id)
 
     @staticmethod
@@ -126,33 +185,30 @@ class Shares:
 
     async def _complete(self, work: ShareWork) -> Accumulator:
         """The accumulator that holds exactly the accepted rows."""
-        wanted = {update.assignment_id for update in work.accepted}
+        wanted = {update.assignment_id for update in work.accepted if update.weight}
         accumulator = self._sums.get(work.share_id)
         if accumulator is not None:
             async with accumulator.lock:
                 if not accumulator.folded <= wanted:
                     accumulator = None
         if accumulator is None:
-            accumulator = Accumulator.empty(Layout.from_json(work.layout))
-            self._sums[work.share_id] = accumulator
+            accumulator = self._sums.begin(work.share_id, Layout.from_json(work.layout))
         async with accumulator.lock:
             for update in work.accepted:
-                if update.assignment_id not in accumulator.folded:
+                if update.assignment_id in wanted - accumulator.folded:
                     await self._fold(accumulator, update)
         return accumulator
 
     async def _fold(self, accumulator: Accumulator, update: AcceptedUpdate) -> None:
         path = self.spool.update(update.spool_name)
         try:
-            await in_files(accumulator.total.fold, path, update.num_examples)
+            await in_files(accumulator.total.fold, path, update.weight)
         except FileNotFoundError:
             raise SpoolLost("an accepted update is no longer in the combiner's spool") from None
         accumulator.folded.add(update.assignment_id)
 
     async def _write(self, work: ShareWork, accumulator: Accumulator) -> None:
         """The partial goes to storage, then the share is finished. Refused writes are tried again."""
-        if not accumulator.folded:
-            raise StudioError("nothing_accepted", "The share holds no update.")
         attempt = uuid.uuid4()
         key = (
             f"models/{work.project_id}/{attempt}.safetensors"
@@ -162,39 +218,65 @@ class Shares:
         draft = self.spool.folder / f"{attempt}.partial"
         try:
             sha256 = await in_files(lambda: accumulator.total.write_mean(draft, partial=not work.is_model))
-            stored = await self._store(work, key, draft)
+            stored = await self._until_stored(
+                work, lambda: in_files(storage.put, key, draft), "a combiner's partial"
+            )
         finally:
             draft.unlink(missing_ok=True)
-        finished = stored and await in_rows(
-            assignments.finish_share,
-            share_id=work.share_id,
-            combiner_id=self.combiner_id,
-            epoch=self.epoch,
+        finished = stored and await self._finish(
+            work,
             partial_key=key,
             partial_sha256=sha256,
             weight=accumulator.total.weight,
-            updates=accumulator.total.count,
             is_model=work.is_model,
+        )
+        if stored and not finished:
+            with contextlib.suppress(Exception):  # the sweeper finds it later
+                await in_files(storage.delete, key)
+
+    async def _collect(self, work: ShareWork) -> None:
+        """Every accepted update is in storage, then the share is finished."""
+        copies = [
+            Copy(update.assignment_id, work.round_id, update.spool_name)
+            for update in work.accepted
+            if not update.update_key
+        ]
+        if await self._until_stored(work, lambda: self.collector.collect(copies), "accepted updates"):
+            weight = math.fsum(update.weight for update in work.accepted)
+            await self._finish(work, weight=weight, collected=True)
+
+    async def _finish(self, work: ShareWork, *, weight: float = 0.0, **partial: Any) -> bool:
+        """False: the share was given up meanwhile, or is not whole yet; the next look tells."""
+        finished = await in_rows(
+            assignments.finish_share,
+            share_id=work.share_id,
+            round_id=work.round_id,
+            session_id=work.session_id,
+            combiner_id=self.combiner_id,
+            epoch=self.epoch,
+            weight=weight,
+            updates=len(work.accepted),
+            **partial,
         )
         if not finished:
             log.warning("share.given_up", share=str(work.share_id))
-            if stored:
-                with contextlib.suppress(Exception):  # the sweeper finds it later
-                    await in_files(storage.delete, key)
+        return finished
 
-    async def _store(self, work: ShareWork, key: str, draft: Path) -> bool:
+    async def _until_stored(self, work: ShareWork, put: Callable[[], Awaitable[None]], what: str) -> bool:
         """Tried again, with backoff, as long as the round waits for it. False: it no longer does."""
-        wait = 0.2
+        wait = FIRST_WAIT_S
         while True:
             try:
-                await in_files(storage.put, key, draft)
+                await put()
                 return True
+            except SpoolLost:
+                raise
             except Exception as error:  # each backend raises its own; all mean: not stored
                 log.warning("storage.refused", share=str(work.share_id), error=str(error)[:200])
                 wanted = await in_rows(
                     assignments.share_waits,
                     share_id=work.share_id,
-                    what="storage to take a combiner's partial (it refused; the updates are safe in the spool)",
+                    what=f"storage to take {what} (it refused; the updates are safe in the spool)",
                 )
                 if not wanted:
                     return False
@@ -214,7 +296,5 @@ class Shares:
                 w.share_id
                 for w in await in_rows(assignments.unfinished_shares, self.combiner_id, closing_only=False)
             }
-            for share_id in set(self._sums) - open_shares:
-                if not self._sums[share_id].lock.locked():
-                    self._sums.pop(share_id, None)
+            self._sums.sweep(open_shares | self._closing)
             await asyncio.sleep(SWEEP_EVERY_S)

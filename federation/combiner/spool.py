@@ -37,6 +37,7 @@ class Spool:
                 409,
             ) from None
         self.spool_id = self._read_id()
+        self._part_of: dict[uuid.UUID, str] = {}
         self.pending: set[str] = set()  # whole updates whose acceptance is not decided yet
         for left_over in folder.glob("*.partial"):
             left_over.unlink(missing_ok=True)
@@ -88,6 +89,13 @@ class Spool:
         finally:
             os.close(folder)
 
+    def only_part(self, assignment_id: uuid.UUID, name: str) -> None:
+        """An assignment has one part: what its client sent under another upload id or size goes."""
+        earlier = self._part_of.get(assignment_id, name)
+        self._part_of[assignment_id] = name
+        if earlier != name:
+            self.discard_part(earlier)
+
     def discard_part(self, name: str) -> None:
         self.part(name).unlink(missing_ok=True)
 
@@ -97,8 +105,8 @@ class Spool:
 
     def decided(self) -> set[str]:
         """Names of updates whose acceptance has been decided: rows that are read later tell all that count."""
-        pending = set(self.pending)
-        return {path.stem for path in self.folder.glob("*.update")} - pending
+        there = {path.stem for path in self.folder.glob("*.update")}
+        return there - set(self.pending)  # in this order: what is kept between the two is not among the first
 
     def sweep(self, unneeded: set[str]) -> None:
         """Remove these updates, and parts that nobody went on with for a day."""
@@ -109,3 +117,6 @@ class Spool:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < stale:
                     path.unlink()
+        for assignment_id, name in list(self._part_of.items()):
+            if not self.part(name).exists():
+                self._part_of.pop(assignment_id, None)

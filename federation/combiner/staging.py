@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import threading
 import time
 import uuid
+from collections import defaultdict
 from pathlib import Path
 
 from django.conf import settings
@@ -30,7 +32,8 @@ SLACK_BYTES = 1 << 20
 
 
 class Staged:
-    """One file being received, or received."""
+    """One file being received, or received. The lock keeps it open while a thread writes: its call ends at any moment,
+    and the number of a closed file is soon another's."""
 
     def __init__(self, path: Path, limit: int) -> None:
         self.path = path  # where it will be once whole
@@ -38,7 +41,12 @@ class Staged:
         self.size = 0
         self._draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
         self._hash = hashlib.sha256()
+        self._lock = threading.Lock()
         self._file = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+    @property
+    def arriving(self) -> bool:
+        return self._file >= 0
 
     @property
     def sha256(self) -> str:
@@ -48,25 +56,33 @@ class Staged:
     def write(self, data: bytes) -> None:
         if self.size + len(data) > self.limit:
             raise StudioError("too_long", f"An upload of this client has at most {self.limit} bytes.", 413)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view) :]
-        self._hash.update(data)
-        self.size += len(data)
+        with self._lock:
+            if self._file < 0:
+                raise StudioError("superseded", "Newer uploads of this client took its place.", 503)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._file, view) :]
+            self._hash.update(data)
+            self.size += len(data)
 
     def whole(self) -> None:
-        self._close()
-        os.replace(self._draft, self.path)
+        with self._lock:
+            if not self._close():
+                raise StudioError("superseded", "Newer uploads of this client took its place.", 503)
+            os.replace(self._draft, self.path)
 
     def drop(self) -> None:
-        """The call ended before its end: nothing of it stays."""
-        self._close()
-        self._draft.unlink(missing_ok=True)
+        """The call ended before its end, or others took its place: nothing of it stays."""
+        with self._lock:
+            self._close()
+            self._draft.unlink(missing_ok=True)
 
-    def _close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+    def _close(self) -> bool:
+        """False: it was closed before."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+        return file >= 0
 
 
 class Staging:
@@ -75,10 +91,13 @@ class Staging:
         self.folder = folder
         for left_over in folder.glob("*.part"):
             left_over.unlink(missing_ok=True)
+        self._beginning = threading.Lock()
+        self._arriving: defaultdict[uuid.UUID, list[Staged]] = defaultdict(list)
 
     async def begin(self, who: Identity, key: str) -> Staged:
-        """Room for an upload of this client. Its oldest file goes when it has two already. Raises StudioError 409
-        `nothing_owed` when it trains nothing now, so that no stranger to a round fills the disk."""
+        """Room for an upload of this client. Of those that are here whole the oldest goes when it has two already, of
+        those that arrive too, and the one under this key. Raises StudioError 409 `nothing_owed` when it trains nothing
+        now, so that no stranger to a round fills the disk."""
         most = await in_rows(assignments.largest_owed_bytes, who.client_id)
         if not most:
             raise StudioError("nothing_owed", "This client has no open training assignment.", 409)
@@ -87,10 +106,19 @@ class Staging:
 
     def _begin(self, client_id: uuid.UUID, key: str, limit: int) -> Staged:
         path = self._path(client_id, key)
-        files = [f for f in self.folder.glob(f"{client_id.hex}-*") if not f.name.startswith(path.name)]
-        for old in sorted(files, key=_age, reverse=True)[: max(0, len(files) - PER_CLIENT + 1)]:
-            old.unlink(missing_ok=True)
-        return Staged(path, limit)
+        with self._beginning:
+            for older in self._arriving[client_id]:
+                if older.path == path:
+                    older.drop()
+            arriving = [one for one in self._arriving[client_id] if one.arriving]
+            for older in arriving[: max(0, len(arriving) - PER_CLIENT + 1)]:
+                older.drop()
+            files = [f for f in self.folder.glob(f"{client_id.hex}-*.staged") if f != path]
+            for old in sorted(files, key=_age, reverse=True)[: max(0, len(files) - PER_CLIENT + 1)]:
+                old.unlink(missing_ok=True)
+            staged = Staged(path, limit)
+            self._arriving[client_id] = [*arriving[-(PER_CLIENT - 1) :], staged]
+            return staged
 
     def _path(self, client_id: uuid.UUID, key: str) -> Path:
         return self.folder / f"{client_id.hex}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.staged"
@@ -113,6 +141,10 @@ class Staging:
         for path in self.folder.iterdir():
             if _age(path) > STALE_S:
                 path.unlink(missing_ok=True)
+        with self._beginning:
+            for client_id, staged in list(self._arriving.items()):
+                if not any(one.arriving for one in staged):
+                    del self._arriving[client_id]
 
 
 def _age(path: Path) -> float:

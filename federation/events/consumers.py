@@ -69,8 +69,13 @@ class ProjectEvents(AsyncWebsocketConsumer):  # type: ignore[misc]
         """The socket speaks in one direction."""
 
     async def live_event(self, message: dict[str, Any]) -> None:
-        """A push from `foundation.hints.push_event`."""
+        """A push from `foundation.hints.push_events`."""
         await self._offer(message["event"])
+
+    async def live_events(self, message: dict[str, Any]) -> None:
+        """Several that happened together."""
+        for event in message["events"]:
+            await self._offer(event)
 
     async def _admitted(self) -> Project | None:
         """The project, if the caller is somebody who may see it; else the socket closes."""

@@ -13,14 +13,20 @@ from django.db import IntegrityError, transaction
 
 from federation.events.models import Event, Telemetry
 from federation.events.wire import as_wire
-from foundation.hints import push_event
+from foundation.hints import push_events
 from foundation.plain_json import plain, plain_text
 
 MAX_MESSAGE_CHARS = 1000
 Id = uuid.UUID | str
 
 
-def publish(
+def publish(*, project_id: Id, kind: str, message: str, **more: Any) -> Event:
+    """One event of a project: a row in the caller's transaction, and a push to open pages once it is
+    committed. What `more` may be: see `event`."""
+    return publish_many([event(project_id=project_id, kind=kind, message=message, **more)])[0]
+
+
+def event(
     *,
     project_id: Id,
     kind: str,
@@ -32,8 +38,7 @@ def publish(
     combiner_id: Id | None = None,
     **data: Any,
 ) -> Event:
-    """One event of a project: a row in the caller's transaction, and a push to open pages once it is
-    committed.
+    """An event that is not stored yet, for `publish_many`.
 
     `kind` is dotted, such as `round.finished`; `message` one sentence, cut at 1000 characters; `data` is made
     plain JSON.
@@ -41,7 +46,7 @@ def publish(
     text = plain_text(message)
     if len(text) > MAX_MESSAGE_CHARS:
         text = text[: MAX_MESSAGE_CHARS - 1] + "…"
-    event = Event.objects.create(
+    return Event(
         project_id=project_id,
         kind=kind[:60],
         message=text,
@@ -52,8 +57,14 @@ def publish(
         combiner_id=combiner_id,
         data=plain(data),
     )
-    push_event(str(project_id), as_wire(event))
-    return event
+
+
+def publish_many(events: Sequence[Event]) -> Sequence[Event]:
+    """Events in their order, as `publish` does each: one insert, and one push for each project."""
+    rows = Event.objects.bulk_create(events)
+    for project_id in dict.fromkeys(str(row.project_id) for row in rows):
+        push_events(project_id, [as_wire(row) for row in rows if str(row.project_id) == project_id])
+    return rows
 
 
 @dataclass(frozen=True)

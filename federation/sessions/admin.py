@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from federation.sessions.models import Assignment, CombinerShare, Command, Order, Round, Session
+from federation.sessions.models import (
+    Assignment,
+    CombinerShare,
+    Command,
+    Order,
+    ReductionPart,
+    Round,
+    SelectionScore,
+    Session,
+)
 from foundation.admin import Watched
 
 
@@ -54,3 +63,18 @@ class OrderAdmin(Watched):
     list_filter = ["status", "created_at"]
     list_select_related = ["command", "client"]
     search_fields = ["client__name", "project__slug"]
+
+
+@admin.register(SelectionScore)
+class SelectionScoreAdmin(Watched):
+    list_display = ["session", "client", "utility", "duration_s", "last_round", "times"]
+    list_select_related = ["session", "client"]
+    search_fields = ["session__name", "client__name"]
+
+
+@admin.register(ReductionPart)
+class ReductionPartAdmin(Watched):
+    list_display = ["round", "phase", "begin", "end", "worker", "until", "key"]
+    list_filter = ["phase"]
+    list_select_related = ["round__session"]
+    search_fields = ["round__session__name"]

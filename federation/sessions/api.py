@@ -119,7 +119,13 @@ class Rounds(ListAPIView[Any]):
 class Assignments(ListAPIView[Assignment]):
     serializer_class = AssignmentOut
     queryset = Assignment.objects.none()
-    filterset_fields = ["status", "kind", "client"]
+    filterset_fields = {
+        "status": ["exact"],
+        "kind": ["exact"],
+        "client": ["exact"],
+        "round": ["exact"],
+        "client__name": ["icontains"],
+    }
 
     def get_queryset(self) -> QuerySet[Assignment]:
         return selectors.assignments_of(_session(self.request, self.kwargs["slug"], self.kwargs["pk"]))

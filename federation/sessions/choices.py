@@ -43,6 +43,7 @@ ROUND_MOVES: Moves = {
     "stopped": frozenset(),
 }
 OPEN_ROUND = ("training", "closing", "reducing")
+PAST_TRAINING = ("closing", "reducing")
 
 
 class ShareStatus(models.TextChoices):

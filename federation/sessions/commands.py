@@ -17,7 +17,9 @@ from clients_app.models import Client
 from federation.events.services import publish
 from federation.models import services as models
 from federation.models.models import Model
-from federation.sessions.choices import LIVE_ORDER, ORDER_MOVES, CommandKind, OrderStatus
+from federation.sessions import assignments
+from federation.sessions.assignments import Verdict
+from federation.sessions.choices import LIVE_ORDER, ORDER_MOVES, AssignmentStatus, CommandKind, OrderStatus
 from federation.sessions.models import Command, Order
 from foundation.clock import db_now
 from foundation.errors import StudioError, invalid
@@ -211,18 +213,29 @@ def end_order(
     return True
 
 
-def accept_measured(*, client_id: uuid.UUID, order_id: uuid.UUID, data: dict[str, Any]) -> bool:
-    """A client measured the model of an order to validate. A second copy changes nothing: False, as for no order."""
+def accept_measured(
+    *, client_id: uuid.UUID, task_id: uuid.UUID, data: dict[str, Any], weight: float
+) -> Verdict:
+    """A client measured the model of one of its tasks: of a round's assignment, or of an order to validate. A second
+    copy gets the same answer and changes nothing. `weight`: examples behind it, 0 for not told."""
+    verdict = assignments.accept_validation(
+        client_id=client_id, assignment_id=task_id, data=data, weight=weight
+    )
+    if verdict is not None:
+        return verdict
     row = (
-        Order.objects.filter(pk=order_id, client_id=client_id, command__kind=CommandKind.VALIDATE)
+        Order.objects.filter(pk=task_id, client_id=client_id, command__kind=CommandKind.VALIDATE)
         .select_related("command", "client")
         .first()
     )
     if row is None or row.command.model_id is None:
-        return False
+        return Verdict(False, "there is no such validation of yours")
     with transaction.atomic():
-        if not end_order(client_id=client_id, order_id=order_id, status=OrderStatus.COMPLETED, response=data):
-            return row.status == OrderStatus.COMPLETED
+        if not end_order(client_id=client_id, order_id=task_id, status=OrderStatus.COMPLETED, response=data):
+            row.refresh_from_db()
+            if row.status == OrderStatus.COMPLETED:
+                return Verdict(True)
+            return Verdict(False, row.reason or "it had ended already")
         models.record_validation(
             project_id=row.project_id,
             session_id=None,
@@ -230,11 +243,19 @@ def accept_measured(*, client_id: uuid.UUID, order_id: uuid.UUID, data: dict[str
             model_id=row.command.model_id,
             client_id=client_id,
             client_name=row.client.name,
-            assignment_id=order_id,
+            assignment_id=task_id,
             data=data,
-            weight=0.0,
+            weight=weight,
         )
-    return True
+    return Verdict(True)
+
+
+def reject_measured(*, client_id: uuid.UUID, task_id: uuid.UUID, reason: str) -> None:
+    """What the client sent of that task cannot be read: the task ends with the reason."""
+    if not assignments.end_with_reason(
+        client_id=client_id, assignment_id=task_id, status=AssignmentStatus.REJECTED, reason=reason
+    ):
+        end_order(client_id=client_id, order_id=task_id, status=OrderStatus.FAILED, reason=reason)
 
 
 # --- as people use them -----------------------------------------------------------------------------------------

@@ -23,18 +23,17 @@ def bound_lock_wait() -> None:
             cursor.execute(f"set local lock_timeout = '{LOCK_WAIT}'")
 
 
-def lock_session(session_id: uuid.UUID) -> Session | None:
+def lock_session(session_id: uuid.UUID, *, patient: bool = True) -> Session | None:
+    """None: there is none, or, where not `patient`, somebody else holds it."""
     bound_lock_wait()
-    return Session.objects.select_for_update(of=("self",), no_key=True).filter(pk=session_id).first()
+    rows = Session.objects.select_for_update(of=("self",), no_key=True, skip_locked=not patient)
+    return rows.filter(pk=session_id).first()
 
 
-def lock_open_round(session: Session) -> Round | None:
-    return (
-        Round.objects.select_for_update(of=("self",), no_key=True)
-        .filter(session=session, status__in=OPEN_ROUND)
-        .order_by("-id")
-        .first()
-    )
+def lock_open_rounds(session: Session) -> list[Round]:
+    """Oldest first: one at most, or two of an asynchronous session, of which the second trains."""
+    rows = Round.objects.select_for_update(of=("self",), no_key=True)
+    return list(rows.filter(session=session, status__in=OPEN_ROUND).order_by("id"))
 
 
 def lock_round(round_id: uuid.UUID) -> Round | None:

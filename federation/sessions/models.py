@@ -10,6 +10,7 @@ from federation.sessions.choices import (
     LIVE_ASSIGNMENT,
     LIVE_ORDER,
     OPEN_ROUND,
+    PAST_TRAINING,
     AssignmentKind,
     AssignmentStatus,
     CommandKind,
@@ -43,6 +44,9 @@ class Session(models.Model):
     look_at = models.DateTimeField(null=True, blank=True, help_text="the next moment that matters")
     waiting_for = models.CharField(max_length=300, blank=True)
     waiting_until = models.DateTimeField(null=True, blank=True)
+    sought_at = models.DateTimeField(
+        null=True, blank=True, help_text="when it last looked for clients to ask; empty: it wants none"
+    )
     reason = models.CharField(max_length=500, blank=True, help_text="why it ended")
     created_by = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -55,6 +59,7 @@ class Session(models.Model):
         ordering = ["-id"]
         indexes = [
             models.Index(fields=["look_at"], name="session_due", condition=Q(status="running")),
+            models.Index(fields=["project"], name="session_running", condition=Q(status="running")),
         ]
 
     def __str__(self) -> str:
@@ -70,6 +75,10 @@ class Round(models.Model):
     status = models.CharField(max_length=10, choices=RoundStatus.choices, default=RoundStatus.TRAINING)
     goal = models.PositiveIntegerField(help_text="updates after which the round need not wait for the others")
     min_updates = models.PositiveIntegerField()
+    buffered = models.BooleanField(
+        default=False,
+        help_text="asynchronous: takes whatever comes while it trains; its input model is settled as it closes",
+    )
     input_model = models.ForeignKey("federation_models.Model", models.RESTRICT, related_name="+")
     output_model = models.ForeignKey(
         "federation_models.Model", models.SET_NULL, null=True, blank=True, related_name="made_by"
@@ -81,6 +90,19 @@ class Round(models.Model):
     ended_at = models.DateTimeField(null=True, blank=True)
     reason = models.CharField(max_length=500, blank=True, help_text="why it ended")
     timings = models.JSONField(default=dict, blank=True)
+    plan = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text="what was settled as it opened: how clients were chosen, the clip norm",
+    )
+    epsilon = models.FloatField(
+        null=True, blank=True, help_text="privacy spent by the session up to this round"
+    )
+    reduce_asked_at = models.DateTimeField(
+        null=True,
+        blank=True,
+        help_text="when workers were last asked to reduce it; empty: its turn is yet to come",
+    )
     reduce_owner = models.UUIDField(null=True, blank=True)
     reduce_until = models.DateTimeField(null=True, blank=True)
 
@@ -91,8 +113,18 @@ class Round(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["session", "number", "attempt"], name="round_once"),
             models.UniqueConstraint(
-                fields=["session"], condition=Q(status__in=OPEN_ROUND), name="round_one_open"
+                fields=["session"], condition=Q(status__in=OPEN_ROUND, buffered=False), name="round_one_open"
             ),
+            # asynchronous: one that trains, and before it one that becomes a model
+            models.UniqueConstraint(
+                fields=["session"], condition=Q(status=RoundStatus.TRAINING), name="round_one_training"
+            ),
+            models.UniqueConstraint(
+                fields=["session"], condition=Q(status__in=PAST_TRAINING), name="round_one_past_training"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["project"], name="round_reducing", condition=Q(status=RoundStatus.REDUCING)),
         ]
 
     def __str__(self) -> str:
@@ -107,7 +139,10 @@ class CombinerShare(models.Model):
     round = models.ForeignKey(Round, models.CASCADE, related_name="shares")
     combiner = models.ForeignKey("clients_app.Combiner", models.PROTECT, related_name="shares")
     status = models.CharField(max_length=10, choices=ShareStatus.choices, default=ShareStatus.OPEN)
-    weight = models.FloatField(default=0.0, help_text="summed examples")
+    weight = models.FloatField(default=0.0, help_text="summed weights of its updates in the fold")
+    collected = models.BooleanField(
+        default=False, help_text="its updates are in storage as they came; there is no partial"
+    )
     updates = models.PositiveIntegerField(default=0)
     partial_key = models.CharField(max_length=200, blank=True)
     partial_sha256 = models.CharField(max_length=64, blank=True)
@@ -155,8 +190,21 @@ class Assignment(models.Model):
     spool_name = models.CharField(max_length=64, blank=True)
     sha256 = models.CharField(max_length=64, blank=True)
     size_bytes = models.BigIntegerField(null=True, blank=True)
+    sent_bytes = models.BigIntegerField(null=True, blank=True, help_text="what travelled of the update")
+    encoding = models.CharField(max_length=12, blank=True, help_text="how it travelled; empty: as it is")
     num_examples = models.FloatField(null=True, blank=True)
-    update_norm = models.FloatField(null=True, blank=True)
+    update_norm = models.FloatField(null=True, blank=True, help_text="L2 norm of the update's floats")
+    delta_norm = models.FloatField(
+        null=True,
+        blank=True,
+        help_text="L2 norm of what it changes in the model it answers; where it is needed",
+    )
+    weight = models.FloatField(null=True, blank=True, help_text="its weight in the fold")
+    staleness = models.PositiveIntegerField(default=0, help_text="rounds since the model that it answers")
+    update_key = models.CharField(
+        max_length=200, blank=True, help_text="where storage has it, if it was collected"
+    )
+    why = models.CharField(max_length=200, blank=True, help_text="why this client was chosen")
     metadata = models.JSONField(default=dict, blank=True)
     error = models.CharField(max_length=1000, blank=True)
 
@@ -173,7 +221,41 @@ class Assignment(models.Model):
         ]
         indexes = [
             models.Index(fields=["client"], name="assignment_owed", condition=Q(status__in=LIVE_ASSIGNMENT)),
+            models.Index(fields=["round"], name="assignment_live", condition=Q(status__in=LIVE_ASSIGNMENT)),
         ]
+
+
+class SelectionScore(models.Model):
+    """What guided selection knows of a client in a session."""
+
+    session = models.ForeignKey(Session, models.CASCADE, related_name="scores")
+    client = models.ForeignKey("clients_app.Client", models.CASCADE, related_name="+")
+    utility = models.FloatField(null=True, blank=True, help_text="statistical utility; empty: never tried")
+    duration_s = models.FloatField(null=True, blank=True, help_text="from delivery to acceptance")
+    last_round = models.PositiveIntegerField(default=0)
+    times = models.PositiveIntegerField(default=0, help_text="how often it was chosen")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["session", "client"], name="score_once")]
+
+
+class ReductionPart(models.Model):
+    """A range of a large reduction, which any worker may take. Lives as long as the attempt that wrote it."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    round = models.ForeignKey(Round, models.CASCADE, related_name="parts")
+    owner = models.UUIDField(help_text="the attempt, as in Round.reduce_owner")
+    phase = models.CharField(max_length=20)
+    begin = models.BigIntegerField(help_text="first element")
+    end = models.BigIntegerField()
+    worker = models.UUIDField(null=True, blank=True)
+    until = models.DateTimeField(null=True, blank=True, help_text="whoever works on it has so long")
+    key = models.CharField(
+        max_length=200, blank=True, help_text="where storage has the result; empty: not done"
+    )
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["owner", "phase", "begin"], name="part_once")]
 
 
 class Command(models.Model):

@@ -1,19 +1,18 @@
-"""Services of rounds: opening, closing, failing, committing. Callers hold the locks that each names."""
+"""Services of rounds: opening, closing, failing, stopping. Callers hold the locks that each names."""
 
 from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, Q
+from django.db.models import Count, Q, QuerySet
 
 from clients_app.models import Client
 from federation.events.services import publish
-from federation.models.models import Model
-from federation.models.services import add_round_model
+from federation.sessions import turns
 from federation.sessions.choices import (
     ASSIGNMENT_MOVES,
     LIVE_ASSIGNMENT,
@@ -26,13 +25,13 @@ from federation.sessions.choices import (
     ShareStatus,
 )
 from federation.sessions.config import SessionConfig
-from federation.sessions.locks import lock_open_round, lock_round, lock_session
+from federation.sessions.locks import lock_open_rounds, lock_round, lock_session
 from federation.sessions.models import Assignment, CombinerShare, Round, Session
+from federation.sessions.privacy import settle
+from federation.sessions.selection import Chosen, PoolClient
 from foundation import hints
 from foundation.clock import db_now
 from foundation.moves import move
-
-REDUCE_TASK = "federation.sessions.tasks.reduce_round"
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,23 @@ class Tally:
 
     accepted: int
     live: int
-    total: int
+
+
+def accepted_in(round_: Round) -> QuerySet[Assignment]:
+    """The updates that count in a round, whichever round asked for them."""
+    return Assignment.objects.filter(share__round=round_, status=AssignmentStatus.ACCEPTED)
 
 
 def tally(round_: Round) -> Tally:
+    """In an asynchronous session whoever trains is live in the round that trains."""
+    if round_.buffered:
+        live = Assignment.objects.filter(
+            round__session=round_.session_id, kind=AssignmentKind.TRAIN, status__in=LIVE_ASSIGNMENT
+        )
+        return Tally(accepted=accepted_in(round_).count(), live=live.count())
     counts = Assignment.objects.filter(round=round_, kind=AssignmentKind.TRAIN).aggregate(
         accepted=Count("id", filter=Q(status=AssignmentStatus.ACCEPTED)),
         live=Count("id", filter=Q(status__in=LIVE_ASSIGNMENT)),
-        total=Count("id"),
     )
     return Tally(**counts)
 
@@ -60,26 +68,50 @@ def rule_met(round_: Round, counts: Tally, now: dt.datetime) -> bool:
     return counts.live == 0 or counts.accepted >= round_.goal or now >= round_.deadline
 
 
-def open_round(session: Session, clients: list[Client], config: SessionConfig, now: dt.datetime) -> Round:
+def start_grace(round_: Round, config: SessionConfig, now: dt.datetime) -> None:
+    """Enough updates are there: the others have `grace_s` more at most, counted from the first call. Round is locked;
+    the tick sees the deadline that has passed."""
+    if config.grace_s is None or "grace_until" in round_.plan:
+        return
+    until = min(round_.deadline, now + dt.timedelta(seconds=config.grace_s))
+    round_.plan = round_.plan | {"grace_until": until.isoformat()}
+    round_.deadline = until
+    round_.save(update_fields=["plan", "deadline"])
+
+
+def open_round(session: Session, chosen: Chosen, config: SessionConfig, now: dt.datetime) -> Round:
     """A new round, or the next attempt of a failed one, with an assignment for each client. Session is locked."""
-    number = session.rounds_done + 1
-    attempt = Round.objects.filter(session=session, number=number).count() + 1
+    clients, number, attempt = chosen.clients, chosen.number, chosen.attempt
     deadline = now + dt.timedelta(seconds=config.round_timeout_s)
     round_ = Round.objects.create(
         project_id=session.project_id,
         session=session,
         number=number,
         attempt=attempt,
-        goal=min(config.goal or len(clients), len(clients)),
-        min_updates=config.needed_updates,
+        goal=chosen.goal,
+        min_updates=chosen.min_updates,
+        buffered=config.asynchronous is not None,
         input_model_id=session.current_model_id,
         deadline=deadline,
+        plan=chosen.plan | settle(session, config),
     )
-    assign(round_, clients, model_id=session.current_model_id, kind=AssignmentKind.TRAIN, deadline=deadline)
+    assign(
+        round_,
+        clients,
+        model_id=session.current_model_id,
+        kind=AssignmentKind.TRAIN,
+        deadline=deadline,
+        why=chosen.why,
+    )
     publish(
         project_id=session.project_id,
         kind="round.started",
-        message=f"Round {number} of {session.name} started with {len(clients)} client{'s' * (len(clients) != 1)}"
+        message=f"Round {number} of {session.name} started "
+        + (
+            f"and closes with {round_.goal} update{_s(round_.goal)}"
+            if round_.buffered
+            else f"with {len(clients)} client{_s(len(clients))}"
+        )
         + (f" (attempt {attempt})." if attempt > 1 else "."),
         session_id=session.pk,
         round_number=number,
@@ -87,32 +119,39 @@ def open_round(session: Session, clients: list[Client], config: SessionConfig, n
     return round_
 
 
+def _s(count: int) -> str:
+    return "s" * (count != 1)
+
+
 def assign(
-    round_: Round, clients: list[Client], *, model_id: uuid.UUID, kind: str, deadline: dt.datetime
+    round_: Round,
+    clients: Sequence[Client] | Sequence[PoolClient],
+    *,
+    model_id: uuid.UUID,
+    kind: str,
+    deadline: dt.datetime,
+    why: Mapping[uuid.UUID, str] | None = None,
 ) -> None:
-    """Assignments in bulk; on commit the combiners are woken."""
+    """Assignments in bulk, each with why its client was chosen; on commit the combiners are woken."""
     Assignment.objects.bulk_create(
         Assignment(
             project_id=round_.project_id,
             round=round_,
-            client=client,
+            client_id=client.pk,
             model_id=model_id,
             kind=kind,
             deadline=deadline,
+            why=(why or {}).get(client.pk, "")[:200],
         )
         for client in clients
     )
     hints.wake_combiners([str(client.pk) for client in clients])
 
 
-def _live_assignments(round_: Round, *kinds: str) -> Any:
-    rows = Assignment.objects.filter(round=round_, status__in=LIVE_ASSIGNMENT)
-    return rows.filter(kind__in=kinds) if kinds else rows
-
-
-def end_assignments(round_: Round, status: str, reason: str, *kinds: str) -> None:
-    """Live assignments -> `status`; the combiners tell their clients to stop."""
-    rows = _live_assignments(round_, *kinds)
+def end_trains(of: Session | Round, status: str, reason: str) -> None:
+    """Live training of a round, or of all rounds of a session -> `status`; the combiners tell their clients to stop."""
+    rows = Assignment.objects.filter(kind=AssignmentKind.TRAIN, status__in=LIVE_ASSIGNMENT)
+    rows = rows.filter(round=of) if isinstance(of, Round) else rows.filter(round__session=of)
     clients = [str(pk) for pk in rows.order_by("id").values_list("client_id", flat=True)]
     if clients:
         move(rows, ASSIGNMENT_MOVES, status, ended_at=db_now(), error=reason[:1000])
@@ -121,9 +160,8 @@ def end_assignments(round_: Round, status: str, reason: str, *kinds: str) -> Non
 
 def close(round_: Round, counts: Tally, now: dt.datetime) -> None:
     """training -> closing. Round is locked, and its shares are locked here."""
-    list(
-        CombinerShare.objects.select_for_update(of=("self",), no_key=True).filter(round=round_).order_by("id")
-    )
+    shares = CombinerShare.objects.select_for_update(of=("self",), no_key=True).filter(round=round_)
+    list(shares.order_by("id").values_list("pk"))
     if not move(Round.objects.filter(pk=round_.pk), ROUND_MOVES, RoundStatus.CLOSING, closing_at=now):
         return
     move(
@@ -133,9 +171,8 @@ def close(round_: Round, counts: Tally, now: dt.datetime) -> None:
         come_from=[ShareStatus.OPEN],
     )
     why = "time is up" if now >= round_.deadline else f"{counts.accepted} updates are enough"
-    end_assignments(
-        round_, AssignmentStatus.EXPIRED, f"round {round_.number} is closed: {why}", AssignmentKind.TRAIN
-    )
+    if counts.live and not round_.buffered:  # else they are taken by the next round
+        end_trains(round_, AssignmentStatus.EXPIRED, f"round {round_.number} is closed: {why}")
     hints.wake_combiners([])
 
 
@@ -149,11 +186,15 @@ def fail(session: Session, round_: Round, reason: str, config: SessionConfig) ->
         ended_at=now,
         reason=reason[:300],
     )
-    end_assignments(round_, AssignmentStatus.EXPIRED, f"round {round_.number} failed", AssignmentKind.TRAIN)
+    if not round_.buffered:
+        end_trains(round_, AssignmentStatus.EXPIRED, f"round {round_.number} failed")
     if not move(
         Round.objects.filter(pk=round_.pk), ROUND_MOVES, RoundStatus.FAILED, ended_at=now, reason=reason[:500]
     ):
         return
+    turns.hand_on(round_.project_id)
+    if round_.buffered:
+        _hand_on_number(round_)
     session.failed_in_row += 1
     session.waiting_for, session.waiting_until = "", None
     session.save(update_fields=["failed_in_row", "waiting_for", "waiting_until"])
@@ -167,11 +208,19 @@ def fail(session: Session, round_: Round, reason: str, config: SessionConfig) ->
     )
 
 
-def stop_open_round(session: Session, status: str, reason: str) -> None:
-    """Everything open of a locked session ends: assignments, shares, round."""
+def _hand_on_number(failed: Round) -> None:
+    """Asynchronous: the round that trains takes the place of one that failed after it closed. Session is locked."""
+    following = Round.objects.filter(
+        session=failed.session_id, status=RoundStatus.TRAINING, number__gt=failed.number
+    )
+    attempts = Round.objects.filter(session=failed.session_id, number=failed.number).count()
+    following.update(number=failed.number, attempt=attempts + 1)
+
+
+def stop_open_rounds(session: Session, status: str, reason: str) -> None:
+    """Everything open of a locked session ends: assignments, shares, rounds."""
     now = db_now()
-    round_ = lock_open_round(session)
-    if round_ is not None:
+    for round_ in lock_open_rounds(session):
         move(
             CombinerShare.objects.filter(round=round_),
             SHARE_MOVES,
@@ -180,6 +229,7 @@ def stop_open_round(session: Session, status: str, reason: str) -> None:
             reason=reason[:300],
         )
         move(Round.objects.filter(pk=round_.pk), ROUND_MOVES, status, ended_at=now, reason=reason[:500])
+        turns.hand_on(round_.project_id)
     cancel_live(session, reason)
 
 
@@ -229,13 +279,11 @@ def wait_for_storage(round_id: uuid.UUID, what: str) -> bool:
 
 
 def start_reducing(round_: Round, now: dt.datetime) -> None:
-    """closing -> reducing; the reduction goes to its own queue. Round is locked."""
-    if move(Round.objects.filter(pk=round_.pk), ROUND_MOVES, RoundStatus.REDUCING, reducing_at=now):
-        enqueue_reduce(round_.pk)
-
-
-def enqueue_reduce(round_id: uuid.UUID) -> None:
-    transaction.on_commit(lambda: hints.enqueue(REDUCE_TASK, str(round_id), queue="reduce"), robust=True)
+    """closing -> reducing; workers are asked when it is its turn. Round is locked."""
+    asked = now if turns.is_free(round_.project_id) else None
+    rows = Round.objects.filter(pk=round_.pk)
+    if move(rows, ROUND_MOVES, RoundStatus.REDUCING, reducing_at=now, reduce_asked_at=asked) and asked:
+        turns.enqueue(round_.pk)
 
 
 def shares_done(round_: Round) -> bool:
@@ -244,141 +292,10 @@ def shares_done(round_: Round) -> bool:
     ).exists()
 
 
-@dataclass(frozen=True)
-class ReducedModel:
-    """What a reduction wrote: a file in storage and what is known of it."""
-
-    key: str
-    sha256: str
-    size_bytes: int
-    updates: int
-    weight: float
-    state_key: str = ""  # what the aggregator keeps for the next round; empty: nothing
-
-
-def commit_round(*, round_id: uuid.UUID, owner: uuid.UUID, reduced: ReducedModel) -> Model | None:
-    """One transaction: model, round, session, validations. None: somebody committed first, or it was stopped."""
-    round_row = Round.objects.filter(pk=round_id).first()
-    if round_row is None:
-        return None
-    with transaction.atomic():
-        session = lock_session(round_row.session_id)
-        if session is None or session.status != SessionStatus.RUNNING:
-            return None
-        now = db_now()
-        round_ = Round.objects.select_for_update(of=("self",), no_key=True).get(pk=round_id)
-        if round_.status != RoundStatus.REDUCING or round_.reduce_owner != owner:
-            return None
-        parent = Model.objects.get(pk=round_.input_model_id)
-        model = add_round_model(
-            session_id=session.pk,
-            project_id=session.project_id,
-            parent=parent,
-            round_number=round_.number,
-            name=f"{session.name} · round {round_.number}",
-            key=reduced.key,
-            sha256=reduced.sha256,
-            size_bytes=reduced.size_bytes,
-            layout=parent.layout,
-            metadata={"updates": reduced.updates, "num_examples": reduced.weight},
-        )
-        move(
-            Round.objects.filter(pk=round_id),
-            ROUND_MOVES,
-            RoundStatus.FINISHED,
-            ended_at=now,
-            output_model=model,
-            reason=f"{reduced.updates} update{'s' * (reduced.updates != 1)} averaged",
-            timings=timings(round_, now),
-        )
-        session.current_model = model
-        session.aggregator_state = reduced.state_key
-        session.rounds_done = round_.number
-        session.failed_in_row = 0
-        session.look_at = now
-        session.waiting_for, session.waiting_until = "", None
-        session.save(
-            update_fields=[
-                "current_model",
-                "aggregator_state",
-                "rounds_done",
-                "failed_in_row",
-                "look_at",
-                "waiting_for",
-                "waiting_until",
-            ]
-        )
-        config = SessionConfig.from_json(session.config)
-        if config.validate:
-            assign_validations(session, round_, model, config, now)
-        publish(
-            project_id=session.project_id,
-            kind="round.finished",
-            message=f"Round {round_.number} of {session.name} finished: {reduced.updates} updates averaged.",
-            session_id=session.pk,
-            round_number=round_.number,
-            model=str(model.pk),
-        )
-    return model
-
-
-def assign_validations(
-    session: Session, round_: Round, model: Model, config: SessionConfig, now: dt.datetime
-) -> None:
-    """Clients of this round that are still online validate what it made."""
-    clients = list(
-        Client.objects.filter(
-            assignments__round=round_, assignments__kind=AssignmentKind.TRAIN, project_id=session.project_id
-        )
-        .online()
-        .order_by("id")
-        .distinct()
-    )
-    assign(
-        round_,
-        clients,
-        model_id=model.pk,
-        kind=AssignmentKind.VALIDATE,
-        deadline=now + dt.timedelta(seconds=config.round_timeout_s),
-    )
-
-
-def timings(round_: Round, now: dt.datetime) -> dict[str, float]:
-    """Seconds that each part of the round took."""
-
-    def between(start: dt.datetime | None, end: dt.datetime | None) -> float:
-        return round((end - start).total_seconds(), 4) if start and end else 0.0
-
-    return {
-        "training_s": between(round_.created_at, round_.closing_at),
-        "closing_s": between(round_.closing_at, round_.reducing_at),
-        "reducing_s": between(round_.reducing_at, now),
-        "total_s": between(round_.created_at, now),
-    }
-
-
-def claim_reduction(round_id: uuid.UUID, owner: uuid.UUID, seconds: float) -> bool:
-    """Take or renew the right to reduce. False: another holds it, or the round is past reducing."""
-    now = db_now()
-    return bool(
-        Round.objects.filter(pk=round_id, status=RoundStatus.REDUCING)
-        .filter(Q(reduce_until=None) | Q(reduce_until__lt=now) | Q(reduce_owner=owner))
-        .update(reduce_owner=owner, reduce_until=now + dt.timedelta(seconds=seconds))
-    )
-
-
-def put_off_reduction(round_id: uuid.UUID, owner: uuid.UUID, seconds: float) -> None:
-    """Give the claim back; nobody takes it for so long."""
-    until = db_now() + dt.timedelta(seconds=seconds)
-    Round.objects.filter(pk=round_id, status=RoundStatus.REDUCING, reduce_owner=owner).update(
-        reduce_owner=None, reduce_until=until
-    )
-
-
 def client_names(round_: Round) -> str:
     """A sentence that names who the accepted updates of a round came from."""
     names = (
-        Client.objects.filter(assignments__round=round_, assignments__status=AssignmentStatus.ACCEPTED)
+        Client.objects.filter(assignments__in=accepted_in(round_))
         .order_by("name")
         .values_list("name", flat=True)
         .distinct()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import uuid
 
 from django.core.files.storage import Storage
 from django.utils import timezone
 
 from federation.models.models import ComputePackage, Model
-from federation.sessions.choices import OPEN_ROUND
-from federation.sessions.models import CombinerShare, Session
+from federation.sessions.choices import OPEN_ROUND, AssignmentStatus
+from federation.sessions.models import Assignment, CombinerShare, ReductionPart, Session
 from foundation import storage
 
 OLD = dt.timedelta(days=1)
@@ -20,7 +21,7 @@ def sweep(now: dt.datetime | None = None) -> list[str]:
     cutoff = (now or timezone.now()) - OLD
     store = storage.artifacts()
     removed = []
-    for top in ("models", "partials", "states", "packages"):
+    for top in ("models", "partials", "states", "packages", "updates", "parts"):
         for key in _walk(store, top):
             if _is_old(store, key, cutoff) and not _named(key):
                 storage.delete(key)
@@ -52,4 +53,16 @@ def _named(key: str) -> bool:
         or ComputePackage.objects.filter(key=key).exists()
         or Session.objects.filter(aggregator_state=key).exists()
         or CombinerShare.objects.filter(partial_key=key, round__status__in=OPEN_ROUND).exists()
+        or (key.startswith("updates/") and _is_collected(key))
+        or ReductionPart.objects.filter(key=key, round__status__in=OPEN_ROUND).exists()
     )
+
+
+def _is_collected(key: str) -> bool:
+    """An accepted update of a round that is open; the round's id is in its key."""
+    try:
+        round_id = uuid.UUID(key.split("/")[1])
+    except (ValueError, IndexError):
+        return False
+    rows = Assignment.objects.filter(share__round=round_id, share__round__status__in=OPEN_ROUND)
+    return rows.filter(status=AssignmentStatus.ACCEPTED, update_key=key).exists()

@@ -11,6 +11,11 @@ urlpatterns = [
         name="session-new",
     ),
     path("projects/<slug:slug>/sessions/<uuid:pk>/", sessions.session_detail, name="session"),
+    path(
+        "projects/<slug:slug>/sessions/<uuid:pk>/rounds/<uuid:round_pk>/",
+        sessions.session_round,
+        name="session-round",
+    ),
     path("projects/<slug:slug>/sessions/<uuid:pk>/start/", sessions.session_start, name="session-start"),
     path("projects/<slug:slug>/sessions/<uuid:pk>/stop/", sessions.session_stop, name="session-stop"),
     path(

@@ -181,4 +181,4 @@ def _may_manage(actor: Actor, token: Token) -> None:
 def _tell_combiners(token: Token) -> None:
     """A hint only: every combiner also asks for dead tokens on its own."""
     if token.client_id:
-        wake_combiners([str(token.client_id)])
+        wake_combiners([str(token.client_id)], revoked=True)

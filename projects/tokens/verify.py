@@ -58,7 +58,8 @@ def _by_key(key_id: str) -> Token:
 
 
 def _rows() -> QuerySet[Token]:
-    return Token.objects.select_related("user", "project", "client")
+    # a combiner's role in the database reads neither; whoever needs one later has it looked up then
+    return Token.objects.select_related("user", "project", "client").defer("user__password", "user__email")
 
 
 def _living(row: Token) -> Token:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 from .rest import Json, Rest, RetryRule
 
@@ -228,6 +229,18 @@ class StudioApi:
         """The combiners that serve the project."""
         return self.rest.pages(_of(slug, "combiners"))
 
+    def draining(self, combiner: str) -> Json:
+        """For operators of the Studio: whether the combiner of that name is being drained, and what it still has."""
+        return self.rest.get(f"{V1}/site/combiners/{quote(combiner, safe='')}/")
+
+    def drain(self, combiner: str) -> Json:
+        """For operators: it gives its clients to others; it may be stopped once `draining(...)["drained"]`."""
+        return self.rest.post(f"{V1}/site/combiners/{quote(combiner, safe='')}/drain/")
+
+    def resume(self, combiner: str) -> Json:
+        """For operators: it takes clients again."""
+        return self.rest.post(f"{V1}/site/combiners/{quote(combiner, safe='')}/resume/")
+
     # ---- sessions
 
     def sessions(self, slug: str, **filters: Any) -> Iterator[Json]:
@@ -239,9 +252,10 @@ class StudioApi:
         return self.rest.get(_of(slug, "sessions", session_id))
 
     def create_session(self, slug: str, seed_model: str, **settings: Any) -> Json:
-        """A new session, started at once unless start=False. Settings: name, package, rounds, round_timeout_s,
-        min_clients, requested_clients, min_updates, validate, client_settings, target, max_failed_rounds,
-        aggregator, aggregator_kwargs."""
+        """A new session, started at once unless start=False. Settings by name, groups as dictionaries: name, package,
+        rounds, min_clients, requested_clients, aggregator, aggregator_kwargs, client_settings,
+        selection={"strategy": "guided"}, asynchronous={"buffer_size": 10}, privacy={"noise_multiplier": 1.1} and all
+        others of docs/sessions.md."""
         return self.rest.post(_of(slug, "sessions"), {"seed_model": seed_model, **settings}, creates=True)
 
     def start_session(self, slug: str, session_id: str) -> Json:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +105,22 @@ def read_file(path: str | Path) -> Arrays:
 
 def dtype_names(path: str | Path) -> dict[str, str]:
     """Each tensor's dtype by its safetensors name, in the file's order."""
+    return {name: kind for name, kind, _shape in read_specs(path)}
+
+
+def read_specs(path: str | Path) -> list[tuple[str, str, tuple[int, ...]]]:
+    """(name, safetensors dtype, shape) of each tensor, in the file's order."""
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > MAX_HEADER_BYTES:
             raise TensorFileError(f"{path} is not a safetensors file.")
         raw = length.to_bytes(8, "little") + file.read(length)
-    return {name: str(entry["dtype"]) for name, entry in read_header(raw)[0].items()}
+    try:
+        return [
+            (name, str(entry["dtype"]), tuple(entry["shape"])) for name, entry in read_header(raw)[0].items()
+        ]
+    except (KeyError, TypeError):
+        raise TensorFileError(f"{path} has a header entry that is none of a tensor.") from None
 
 
 def serialise(
@@ -130,20 +141,29 @@ def serialise(
         if array.dtype.byteorder == ">" or not array.flags.c_contiguous:
             array = np.array(array, dtype=array.dtype.newbyteorder("<"), order="C")
         entries.append((name, kind, array))
-    order = sorted(range(len(entries)), key=lambda i: -entries[i][2].dtype.itemsize)
+    specs = [(name, kind, array.shape) for name, kind, array in entries]
+    header, order = canonical_header(specs)
+    parts = [memoryview(entries[i][2].reshape(-1).view(np.uint8).data) for i in order if entries[i][2].nbytes]
+    return header, parts
+
+
+def canonical_header(specs: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, list[int]]:
+    """The canonical file's first bytes, for tensors of (name, safetensors dtype, shape) in the model's order; and
+    the places of the tensors in `specs` in the order in which their data follows."""
+    order = sorted(range(len(specs)), key=lambda i: -DTYPES[specs[i][1]].itemsize)
     spans: dict[int, tuple[int, int]] = {}
     at = 0
     for i in order:
-        spans[i] = (at, at + entries[i][2].nbytes)
+        _name, kind, shape = specs[i]
+        spans[i] = (at, at + math.prod(shape) * DTYPES[kind].itemsize)
         at = spans[i][1]
     header = {
-        name: {"dtype": kind, "shape": list(array.shape), "data_offsets": list(spans[i])}
-        for i, (name, kind, array) in enumerate(entries)
+        name: {"dtype": kind, "shape": list(shape), "data_offsets": list(spans[i])}
+        for i, (name, kind, shape) in enumerate(specs)
     }
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)
-    parts = [memoryview(entries[i][2].reshape(-1).view(np.uint8).data) for i in order if entries[i][2].nbytes]
-    return len(raw).to_bytes(8, "little") + raw, parts
+    return len(raw).to_bytes(8, "little") + raw, order
 
 
 def _dtype_name(name: str, array: Array, wanted: str | None) -> str:

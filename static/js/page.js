@@ -101,16 +101,20 @@ document.addEventListener("input", (event) => {
   button.disabled = field.value.trim() !== field.dataset.mustEqual;
 });
 
-// Fields that one choice of a select needs are shown with it only. Without a script they are always there.
-function suit(select) {
-  all("[data-needs]", select.form).forEach((part) => {
+// Fields that a choice needs (data-needs="name=value"; a ticked box is "on") are shown with it only, and so are fields
+// that need one of those. Without a script they are always there.
+function suit(form) {
+  all("[data-needs]", form).forEach((part) => {
     const [name, value] = part.dataset.needs.split("=");
-    if (name === select.name) part.hidden = part.disabled = select.value !== value;
+    const field = form.elements[name];
+    const now = field.type === "checkbox" ? (field.checked ? "on" : "") : field.value;
+    const reached = !field.closest("[data-needs][hidden]");
+    part.hidden = part.disabled = now !== value || !reached;
   });
 }
 
 document.addEventListener("change", (event) => {
-  if (event.target.matches?.("form select")) suit(event.target);
+  if (event.target.form) suit(event.target.form);
   if (event.target.matches?.("[data-theme-choice]")) window.studioTheme.set(event.target.value);
   if (event.target.matches?.("[data-submit-on-change]")) event.target.form.requestSubmit();
 });
@@ -119,7 +123,8 @@ function prepare(root) {
   all("[data-must-equal]", root).forEach((field) => {
     field.form.querySelector("[type=submit]").disabled = field.value.trim() !== field.dataset.mustEqual;
   });
-  all("form select", root).forEach(suit);
+  all("details[data-scripted]", root).forEach((part) => (part.open = true)); // what it folds is shown field by field
+  all("form:has([data-needs])", root).forEach(suit);
   all("[data-theme-choice]", root).forEach((field) => {
     field.checked = field.value === window.studioTheme.get();
   });

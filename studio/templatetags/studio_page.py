@@ -39,6 +39,7 @@ TONE_OF_STATE = {
         "warning",
         "cancelled",
         "silent",
+        "draining",
         "expiring",
     ),
     "bad": ("failed", "rejected", "error", "revoked"),
@@ -132,6 +133,12 @@ def figure(value: Any) -> str:
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}".replace(",", " ")  # narrow spaces
     return f"{value:.4f}" if 0.001 <= abs(value) < 1000 else f"{value:.4g}"
+
+
+@register.filter
+def percent(share: float) -> str:
+    """0.754 as `75 %`."""
+    return f"{100 * share:.0f} %"
 
 
 @register.filter

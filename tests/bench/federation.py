@@ -2,8 +2,9 @@
 
     python -m tests.bench.federation --clients 2 --model-mb 1 --rounds 20 --json
 
-N clients run in this process and only send back what they received (shifted, so that it is a new model). Figures are
-over the rounds after the first. Prints one JSON line with `--json`, else a few lines for people.
+N clients run beside it and only send back what they received. `--echo lean` (the default): as little as a client can do
+(tests/bench/swarm.py), which measures the server; `--echo sdk`: our own client with its files and checksums, in one
+process. Figures are over the rounds after the first. Prints one JSON line with `--json`, else a few lines for people.
 """
 
 from __future__ import annotations
@@ -11,93 +12,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-from studio_sdk.api import StudioApi
 from studio_sdk.client.config import ClientConfig
 from studio_sdk.client.federated import FederatedClient
-from studio_sdk.parameters import save_parameters
 
-ROOT = Path(__file__).resolve().parents[2]
-TENSORS = 8
-PASSWORD = "a-long-bench-password-1"
-
-
-class PeakMemory(threading.Thread):
-    """Peak resident memory (bytes) of each server process, sampled; children count with their parent."""
-
-    def __init__(self, up_pid: int) -> None:
-        super().__init__(daemon=True)
-        self.up = psutil.Process(up_pid)
-        self.peak: dict[str, int] = {}
-        self.done = threading.Event()
-
-    def run(self) -> None:
-        while not self.done.wait(0.05):
-            now: dict[str, int] = {}
-            for child in self.up.children(recursive=True):
-                try:
-                    role = role_of(child.cmdline())
-                    now[role] = now.get(role, 0) + child.memory_info().rss
-                except psutil.Error:
-                    continue
-            for role, rss in now.items():
-                self.peak[role] = max(self.peak.get(role, 0), rss)
-
-
-def role_of(command: list[str]) -> str:
-    text = " ".join(command)
-    for role, mark in (
-        ("combiner", "manage.py combiner"),
-        ("worker", " worker"),
-        ("beat", " beat"),
-        ("web", "uvicorn"),
-        ("redis", "valkey-server"),
-        ("redis", "redis-server"),
-    ):
-        if mark in text:
-            return role
-    return "other"
-
-
-def start_up(data: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "manage.py",
-            "up",
-            "--data",
-            str(data),
-            "--port",
-            "0",
-            "--combiner-port",
-            "0",
-            "--json",
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={key: value for key, value in os.environ.items() if key not in ("DATABASE_URL", "REDIS_URL")}
-        | {key: os.environ[f"BENCH_{key}"] for key in ("DATABASE_URL",) if f"BENCH_{key}" in os.environ},
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit(f"manage.py up did not start:\n{process.stderr.read() if process.stderr else ''}")
-    return process, json.loads(line)
+from tests.bench import limits, stack
+from tests.bench.stack import ROOT, Stack
 
 
 def echo(arrays: dict[str, Any], settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -105,86 +35,136 @@ def echo(arrays: dict[str, Any], settings: dict[str, Any]) -> tuple[dict[str, An
     return {name: value + np.float32(1e-3) for name, value in arrays.items()}, {"num_examples": 1}
 
 
-def measure(clients: int, model_mb: float, rounds: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
-        base = Path(folder)
-        up, address = start_up(base / "data")
-        memory = PeakMemory(up.pid)
-        memory.start()
-        runners: list[FederatedClient] = []
-        try:
-            api, slug = a_project(address["web"])
-            size = max(1, int(model_mb * 1e6 / 4 / TENSORS))
-            seed = base / "seed.npz"
-            rng = np.random.default_rng(1)
-            save_parameters({str(i): rng.standard_normal(size, np.float32) for i in range(TENSORS)}, seed)
-            model = api.upload_model(slug, seed, name="seed")
-            for number in range(clients):
-                made = api.create_client(slug, f"echo-{number}")
-                config = ClientConfig.of(made["config"])
-                client = FederatedClient(config, work_dir=base / f"client-{number}", say=lambda _text: None)
-                client.set_train(echo)
-                runners.append(client)
-                threading.Thread(target=client.run, daemon=True).start()
-            session = api.create_session(
-                slug,
-                seed_model=model["id"],
-                rounds=rounds,
-                min_clients=clients,
-                validate=False,
-                round_timeout_s=600,
-                client_settings={},
-            )
-            wait_for(api, slug, session["id"])
-            rows = sorted(api.rounds(slug, session["id"]), key=lambda row: row["number"])
-        finally:
-            memory.done.set()
-            for client in runners:
-                client.stop()
-            up.send_signal(signal.SIGTERM)
-            up.wait(30)
-        return report(rows, memory.peak, clients, model_mb)
+@contextmanager
+def sdk_clients(studio: Stack, count: int) -> Iterator[None]:
+    """So many of our own clients, as threads of this process."""
+    runners: list[FederatedClient] = []
+    try:
+        for number in range(count):
+            config = ClientConfig.of(studio.api.create_client(studio.slug, f"sdk-{number}")["config"])
+            client = FederatedClient(
+                config, work_dir=studio.folder / f"client-{number}", say=lambda _text: None
+            ).set_train(echo)
+            runners.append(client)
+            threading.Thread(target=client.run, daemon=True).start()
+        yield
+    finally:
+        for client in runners:
+            client.stop()
 
 
-def a_project(web: str) -> tuple[StudioApi, str]:
-    api = StudioApi(web)
-    api.sign_up("bench", "bench@example.org", PASSWORD)
-    api = StudioApi(web, api.log_in("bench", PASSWORD, "bench")["token"])
-    return api, api.create_project("Bench")["slug"]
+@contextmanager
+def swarm(studio: Stack, count: int, *arguments: str) -> Iterator[dict[str, Any]]:
+    """So many lean clients in a process for each combiner; what they say once all are connected, and at their end."""
+    targets = [row["address"] for row in studio.api.combiners(studio.slug)]
+    tokens = studio.tokens(count)
+    processes = []
+    for number, target in enumerate(targets):
+        path = studio.folder / f"tokens-{number}.txt"
+        path.write_text("\n".join(tokens[number :: len(targets)]))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.swarm", "--target", target, "--tokens", str(path), *arguments],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        studio.swarms.append(process)
+        processes.append(process)
+    told: dict[str, Any] = {"seconds": 0.0, "refused": []}
+    for process in processes:
+        told["seconds"] = max(told["seconds"], _told(process)["seconds"])
+    yield told
+    for process in processes:
+        process.terminate()
+        told["refused"] += _told(process)["refused"]
+        process.wait(60)
+        studio.swarms.remove(process)
 
 
-def wait_for(api: StudioApi, slug: str, session_id: str) -> None:
-    deadline = time.monotonic() + 1200
-    while time.monotonic() < deadline:
-        row = api.session(slug, session_id)
-        if row["status"] in ("finished", "failed", "stopped"):
-            if row["status"] != "finished":
-                raise SystemExit(f"the session {row['status']}: {row['reason']}")
-            return
-        time.sleep(0.25)
-    raise SystemExit("the session did not end in time")
+def _told(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit("the clients of a benchmark ended early")
+    said: dict[str, Any] = json.loads(line)
+    return said
+
+
+def measure(
+    clients: int,
+    model_mb: float,
+    rounds: int,
+    *,
+    lean: bool = True,
+    connected: int = 0,
+    combiners: int = 1,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Rounds of a session in which `clients` take part, of `connected` that are there (as many, unless said)."""
+    with stack.running("--combiners", str(combiners)) as studio:
+        everybody = max(clients, connected)
+        with swarm(studio, everybody) if lean else sdk_clients(studio, everybody):
+            found = run_rounds(studio, clients, model_mb, rounds, settings=settings)
+        return found | {"connected": everybody, "combiners": combiners, "echo": "lean" if lean else "sdk"}
+
+
+def run_rounds(
+    studio: Stack,
+    clients: int,
+    model_mb: float,
+    rounds: int,
+    *,
+    sessions: int = 1,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """So many sessions at once, with the clients that are connected. Seconds of a round are those of its session."""
+    model = studio.seed(model_mb)
+    studio.watch.start_over()
+    before, began = studio.watch.now(), time.monotonic()
+    asked = [
+        studio.api.create_session(
+            studio.slug, seed_model=model, rounds=rounds, min_clients=clients, requested_clients=clients,
+            validate=False, round_timeout_s=600, client_settings={}, **(settings or {}),
+        )["id"]
+        for _ in range(sessions)
+    ]  # fmt: skip
+    for session in asked:
+        studio.wait(session)
+    took, after = time.monotonic() - began, studio.watch.now()
+    rows = [
+        sorted(studio.api.rounds(studio.slug, session), key=lambda row: row["number"]) for session in asked
+    ]
+    found = report(rows)
+    cpu = {role: after[role][1] - before[role][1] for role in before if role in after}
+    moved_mb = 2 * clients * model_mb
+    return {
+        "clients": clients, "model_mb": model_mb, "rounds": rounds, "sessions": sessions, **found,
+        "rounds_per_s": round(rounds * sessions / took, 3),
+        "cpu_s_a_round": {role: round(s / rounds / sessions, 4) for role, s in sorted(cpu.items())},
+        "cpu_share": {role: round(s / took, 3) for role, s in sorted(cpu.items())},
+        "peak_rss_mb": {role: round(rss / 1e6, 1) for role, rss in sorted(studio.watch.peak.items())},
+        "together_mb": round(studio.watch.together / 1e6, 1),
+        "moved_mb": round(moved_mb, 3),
+        "moved_mb_per_s": round(moved_mb / found["round_s"]["median"], 1),
+    }  # fmt: skip
 
 
 def seconds_between(one: str, other: str) -> float:
     return (datetime.fromisoformat(other) - datetime.fromisoformat(one)).total_seconds()
 
 
-def report(rows: list[dict[str, Any]], peak: dict[str, int], clients: int, model_mb: float) -> dict[str, Any]:
+def report(sessions: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """A round lasts from its start to the start of the next; the last one to its end. The first is warm-up."""
-    starts = [row["created_at"] for row in rows] + [rows[-1]["ended_at"]]
-    times = [seconds_between(a, b) for a, b in itertools.pairwise(starts)][1:]
-    median = statistics.median(times)
-    parts: dict[str, float] = {}
-    for name in ("training_s", "closing_s", "reducing_s"):
-        parts[name] = round(statistics.median(row["timings"].get(name, 0.0) for row in rows[1:]), 4)
+    times: list[float] = []
+    for rows in sessions:
+        starts = [row["created_at"] for row in rows] + [rows[-1]["ended_at"]]
+        times += [seconds_between(a, b) for a, b in itertools.pairwise(starts)][1:]
+    later = [row for rows in sessions for row in rows[1:]]
+    parts = {
+        name: round(statistics.median(row["timings"].get(name, 0.0) for row in later), 4)
+        for name in ("training_s", "closing_s", "reducing_s")
+    }
     return {
-        "clients": clients,
-        "model_mb": model_mb,
-        "rounds": len(rows),
-        "round_s": {"min": min(times), "median": median, "max": max(times)},
+        "round_s": {"min": min(times), "median": statistics.median(times), "max": max(times)},
         "parts_s": parts,
-        "peak_rss_mb": {role: round(rss / 1e6, 1) for role, rss in sorted(peak.items())},
-        "moved_mb_per_s": round(2 * clients * model_mb / median, 1),
     }
 
 
@@ -193,13 +173,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clients", type=int, default=2)
+    parser.add_argument(
+        "--connected", type=int, default=0, help="clients that are there (default: --clients)"
+    )
     parser.add_argument("--model-mb", type=float, default=1.0, help="10^6 bytes of float32, in 8 tensors")
     parser.add_argument("--rounds", type=int, default=10, help="the first is warm-up")
+    parser.add_argument("--echo", choices=["lean", "sdk"], default="lean")
+    parser.add_argument("--combiners", type=int, default=1)
+    parser.add_argument("--limits", action="store_true", help="measure too how fast this machine could go")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.rounds < 2:
         parser.error("--rounds must be at least 2: the first is warm-up")
-    result = measure(options.clients, options.model_mb, options.rounds)
+    began = time.monotonic()
+    result = measure(
+        options.clients, options.model_mb, options.rounds, lean=options.echo == "lean",
+        connected=options.connected, combiners=options.combiners,
+    )  # fmt: skip
+    if options.limits:
+        result["limits"] = limits.for_round(result)
+    result["took_s"] = round(time.monotonic() - began, 1)
     if options.json:
         print(json.dumps(result))
         return
@@ -208,7 +201,11 @@ def main() -> None:
     print(f"  a round    {times['median']:.3f} s  ({times['min']:.3f} to {times['max']:.3f})")
     print(f"  moved      {result['moved_mb_per_s']} MB/s")
     for role, rss in result["peak_rss_mb"].items():
-        print(f"  {role:<10} {rss} MB at most")
+        print(
+            f"  {role:<10} {rss} MB at most, {result['cpu_s_a_round'].get(role, 0.0):.3f} s of processor a round"
+        )
+    for name, share in result.get("limits", {}).items():
+        print(f"  {name:<24} {share}")
 
 
 if __name__ == "__main__":

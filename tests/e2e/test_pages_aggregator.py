@@ -30,10 +30,10 @@ def test_the_arguments_of_an_aggregator_show_when_it_is_chosen_and_go_with_the_s
     expect(arguments).to_be_hidden()
     page.get_by_label("How updates become a model").select_option("fedopt")
     expect(arguments).to_be_visible()
-    expect(page.get_by_label("Adaptivity (tau)")).to_have_value("0.0001")
-    page.get_by_label("Server optimiser").select_option("yogi")
-    page.get_by_label("Server learning rate").fill("0.03")
-    page.get_by_label("Momentum (beta1)").fill("")
+    expect(arguments.get_by_label("Adaptivity (tau)")).to_have_value("0.0001")
+    arguments.get_by_label("Server optimiser").select_option("yogi")
+    arguments.get_by_label("Server learning rate").fill("0.03")
+    arguments.get_by_label("Momentum (beta1)").fill("")
     page.get_by_role("button", name="Start run").click()
     expect(page).to_have_url(re.compile(r"/sessions/[0-9a-f-]{36}/"))
     session = Session.objects.latest("created_at")
@@ -42,7 +42,7 @@ def test_the_arguments_of_an_aggregator_show_when_it_is_chosen_and_go_with_the_s
         "serveropt": "yogi", "learning_rate": 0.03, "beta1": 0.9, "beta2": 0.99, "tau": 0.0001,
     }  # fmt: skip
     facts = page.get_by_role("region", name="Settings of this session")
-    expect(facts).to_contain_text("fedopt")
+    expect(facts).to_contain_text("FedOpt")
     expect(facts).to_contain_text("serveropt yogi")
     expect(facts).to_contain_text("learning_rate 0.03")
     assert complaints == []
@@ -54,7 +54,7 @@ def test_an_argument_that_cannot_be_is_shown_at_its_field(
     page = enter(owner)
     dialog(page, world)
     page.get_by_label("How updates become a model").select_option("fedopt")
-    field = page.get_by_label("Momentum (beta1)")
+    field = page.get_by_role("group", name="Arguments of fedopt").get_by_label("Momentum (beta1)")
     field.fill("1")
     page.get_by_role("button", name="Start run").click()
     expect(page.get_by_text("Enter a number from 0 to below 1.")).to_be_visible()
@@ -71,7 +71,9 @@ def test_without_a_script_the_arguments_are_there_and_count_for_the_chosen_aggre
 ) -> None:
     page = enter(owner, java_script_enabled=False)
     dialog(page, world)
-    page.get_by_label("Server learning rate").fill("-1")
+    page.get_by_text("What each aggregator does").click()
+    group = page.get_by_role("group", name="Arguments of fedopt")
+    group.get_by_label("Server learning rate").fill("-1")
     page.get_by_role("button", name="Start run").click()
     expect(page).to_have_url(re.compile(r"/sessions/[0-9a-f-]{36}/"))
     assert Session.objects.latest("created_at").config["aggregator"] == "fedavg"

@@ -147,7 +147,7 @@ def test_text_stands_out_in_both_themes(world: World, owner: User, enter: Enter)
     """WCAG AA: 4.5 to 1, for what people read on the busiest page."""
     for theme in ("light", "dark"):
         page = enter(owner, color_scheme=theme)
-        for name in ("session", "project", "events", "project-tokens"):
+        for name in ("session", "session-round", "session-new-start", "project", "events", "project-tokens"):
             page.goto(pages_of(world)[name])
             assert page.evaluate(TOO_FAINT) == [], (theme, name)
 

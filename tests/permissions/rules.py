@@ -59,6 +59,13 @@ PERSON = api_rule(
     stranger=OK, read_token_of_the_owner=403, project_token=403, project_token_of_another_project=403
 )
 ANY_TOKEN = {**KNOWN, "client": OK, "client of another project": OK, "enrolment token": OK}
+# nobody here is staff: what operators may is in tests of its own
+OPERATORS = api_rule(
+    **dict.fromkeys(PEOPLE, 403),
+    read_token_of_the_owner=403,
+    project_token=403,
+    project_token_of_another_project=403,
+)
 OWNERS_THING = api_rule(**dict.fromkeys(PEOPLE[1:], 404), project_token=404)
 PUBLIC: Rule = dict.fromkeys(CALLERS, OK)
 PUBLIC_API: Rule = {

@@ -9,6 +9,7 @@ from tests.permissions.rules import (
     METHODS,
     NOWHERE,
     OK,
+    OPERATORS,
     OWN,
     OWNERS_THING,
     PAGE_ADMIN,
@@ -57,6 +58,9 @@ TABLE: dict[str, dict[str, Rule]] = {
     "api-client": {"GET": VIEW, "PATCH": RUN, "DELETE": RUN},
     "api-client-config": {"POST": RUN},
     "api-combiners": {"GET": VIEW},
+    "api-combiner": {"GET": OPERATORS},
+    "api-combiner-drain": {"POST": OPERATORS},
+    "api-combiner-resume": {"POST": OPERATORS},
     "api-client-self": {
         "GET": {
             **dict.fromkeys((*PEOPLE, *TOKENS), 403), "nobody": 401, "expired token": 401, "revoked token": 401,
@@ -114,6 +118,7 @@ TABLE: dict[str, dict[str, Rule]] = {
     "client-new": {"GET": PAGE_RUN, "POST": PAGE_RUN},
     "client": {"GET": PAGE_VIEW},
     "client-config": {"POST": PAGE_RUN},
+    "client-pin": {"POST": PAGE_RUN},
     "client-rename": {"POST": PAGE_RUN},
     "client-remove": {"POST": PAGE_RUN},
     "combiners": {"GET": PAGE_VIEW},
@@ -123,6 +128,7 @@ TABLE: dict[str, dict[str, Rule]] = {
     "validation-json": {"GET": PAGE_VIEW},
     "sessions": {"GET": PAGE_VIEW},
     "session": {"GET": PAGE_VIEW},
+    "session-round": {"GET": PAGE_VIEW},
     "session-new": {"GET": PAGE_RUN, "POST": PAGE_RUN},
     "session-start": {"POST": PAGE_RUN},
     "session-stop": {"POST": PAGE_RUN},

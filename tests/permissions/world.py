@@ -22,6 +22,7 @@ from clients_app.models import Client as Device
 from federation.models.models import Validation
 from federation.models.services import create_package, create_seed_model
 from federation.sessions.config import parse_spec
+from federation.sessions.models import Round
 from federation.sessions.services import create_session
 from projects.choices import Role
 from projects.models import Membership, Project, User
@@ -126,6 +127,10 @@ def world(project: Project, callers: dict[str, APIClient], request: Any, tmp_pat
     spec = parse_spec({"name": "first", "seed_model": str(model.pk), "package": str(package.pk), "rounds": 1})
     session = create_session(actor=me, project=project, spec=spec)
     device = Device.objects.create(project=project, name="site-z")
+    round_ = Round.objects.create(
+        project=project, session=session, number=1, status="finished", goal=1, min_updates=1, input_model=model,
+        deadline=timezone.now(),
+    )  # fmt: skip
     validation = Validation.objects.create(
         project=project, model=model, client=device, client_name="site-z", session=session,
         assignment_id=uuid.uuid4(), data={"accuracy": 0.5},
@@ -146,8 +151,10 @@ def world(project: Project, callers: dict[str, APIClient], request: Any, tmp_pat
 
     params: dict[str, dict[str, Any]] = {
         "invitation": {"secret": secret},
+        **{name: {"name": "c1"} for name in ("api-combiner", "api-combiner-drain", "api-combiner-resume")},
         "validation-json": {"pk": model.pk, "validation": validation.pk},
         "session-new": {"tab": "seed"},
+        "session-round": {"pk": session.pk, "round_pk": round_.pk},
         "account_confirm_email": {"key": "nonsense"},
         "account_reset_password_from_key": {"uidb36": "1", "key": "nonsense"},
     }
@@ -161,6 +168,7 @@ def world(project: Project, callers: dict[str, APIClient], request: Any, tmp_pat
             "api-client-config",
             "client",
             "client-config",
+            "client-pin",
             "client-rename",
             "client-remove",
         ],
@@ -212,6 +220,7 @@ def world(project: Project, callers: dict[str, APIClient], request: Any, tmp_pat
             ("project-tokens", "POST"): named("new", scope="read", life="", kind="project"),
             ("project-token-revoke", "POST"): lambda: {"confirm": "shared"},
             ("client-new", "POST"): named("site-new"),
+            ("client-pin", "POST"): lambda: {"pin": "region=eu"},
             ("client-rename", "POST"): named("site-renamed"),
             ("client-remove", "POST"): lambda: {"confirm": "site-z"},
             ("seed-upload", "POST"): lambda: {"name": "new", "file": seed_file()},

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from django.db import connection
 
 from federation.combiner.core import CombinerConfig, CombinerCore
@@ -17,7 +18,7 @@ from federation.sessions import tasks
 from federation.sessions.choices import RoundStatus
 from federation.sessions.models import Round
 from studio.management.commands.combiner import DIALECTS
-from tests.rig import Child
+from tests.rig import Child, Rig
 
 
 class CombinerHere:
@@ -85,3 +86,19 @@ def frozen(child: Child) -> Iterator[None]:
 
 def elapsed(since: float) -> float:
     return time.monotonic() - since
+
+
+@pytest.fixture
+def combiner(rig: Rig) -> Iterator[CombinerHere]:
+    """One combiner, in a thread."""
+    here = CombinerHere(rig.folder / "combiner-here")
+    yield here
+    here.stop()
+
+
+@pytest.fixture
+def worker(rig: Rig) -> Iterator[WorkerHere]:
+    """One worker, in a thread; `pytestmark` of a file that trains uses it for every test."""
+    here = WorkerHere()
+    yield here
+    here.stop()

@@ -20,7 +20,8 @@ from federation.aggregation.codecs import save_arrays
 from federation.aggregation.layout import Layout
 from federation.events.models import Event
 from federation.sessions import assignments, engine, reduction
-from federation.sessions.assignments import SpooledUpdate, Verdict
+from federation.sessions.assignments import ShareWork, SpooledUpdate, Verdict
+from federation.sessions.choices import AssignmentStatus
 from federation.sessions.models import Assignment, CombinerShare, Round, Session
 from foundation import storage
 from tests.rig import Rig
@@ -106,15 +107,16 @@ class Rows(Rig):
     def task(self, session: Session, client: Client, kind: str = "train") -> Assignment:
         return Assignment.objects.filter(round__session=session, client=client, kind=kind).order_by("-id")[0]
 
-    def accept(
+    def spooled(
         self,
-        lease: CombinerLease,
         *tasks: Assignment,
         value: float = 1.0,
         examples: float = 1.0,
         arrays: Arrays | None = None,
-    ) -> list[Verdict]:
-        """The combiner has these updates on its disk, and asks."""
+        delta_norm: float | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> list[SpooledUpdate]:
+        """Updates as they are on the combiner's disk."""
         updates = []
         for task in tasks:
             name = uuid.uuid4().hex
@@ -130,39 +132,72 @@ class Rows(Rig):
                     100,
                     examples,
                     1.0,
-                    {"loss": value},
+                    metadata or {"loss": value},
+                    delta_norm,
                 )
             )
+        return updates
+
+    def accept(
+        self,
+        lease: CombinerLease,
+        *tasks: Assignment,
+        value: float = 1.0,
+        examples: float = 1.0,
+        arrays: Arrays | None = None,
+        delta_norm: float | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> list[Verdict]:
+        """The combiner has these updates on its disk, and asks."""
+        updates = self.spooled(
+            *tasks, value=value, examples=examples, arrays=arrays, delta_norm=delta_norm, metadata=metadata
+        )
         verdicts = assignments.accept_updates(
             combiner_id=lease.combiner_id, epoch=lease.epoch, updates=updates
         )
         return [verdicts[task.pk] for task in tasks]
 
     def finish_share(self, lease: CombinerLease) -> list[bool]:
-        """The combiner folds what counts, stores its partials and says so."""
-        done = []
-        for work in assignments.unfinished_shares(lease.combiner_id, closing_only=True):
-            total = WeightedSum(Layout.from_json(work.layout))
-            for one in work.accepted:
-                total.fold(self.paths[one.spool_name], one.num_examples)
+        """The combiner folds what counts, or collects it, stores its partials and says so."""
+        return [
+            self._collect(lease, work) if work.collects else self._fold(lease, work)
+            for work in assignments.unfinished_shares(lease.combiner_id, closing_only=True)
+        ]
+
+    def _fold(self, lease: CombinerLease, work: ShareWork) -> bool:
+        total, key, sha256 = WeightedSum(Layout.from_json(work.layout)), "", ""
+        for one in work.accepted:
+            if one.weight:
+                total.fold(self.paths[one.spool_name], one.weight)
+        if total.count:
             draft = self.folder / f"{uuid.uuid4()}.partial"
             sha256 = total.write_mean(draft, partial=not work.is_model)
             top = f"models/{work.project_id}" if work.is_model else f"partials/{work.round_id}"
             key = f"{top}/{uuid.uuid4()}.safetensors"
             storage.put(key, draft)
-            done.append(
-                assignments.finish_share(
-                    share_id=work.share_id,
-                    combiner_id=lease.combiner_id,
-                    epoch=lease.epoch,
-                    partial_key=key,
-                    partial_sha256=sha256,
-                    weight=total.weight,
-                    updates=total.count,
-                    is_model=work.is_model,
-                )
-            )
-        return done
+        return self._finished(
+            lease, work, total.weight, partial_key=key, partial_sha256=sha256, is_model=work.is_model
+        )
+
+    def _collect(self, lease: CombinerLease, work: ShareWork) -> bool:
+        keys = {}
+        for one in work.accepted:
+            keys[one.assignment_id] = f"updates/{work.round_id}/{uuid.uuid4()}.safetensors"
+            storage.put(keys[one.assignment_id], self.paths[one.spool_name])
+        assignments.note_collected(combiner_id=lease.combiner_id, epoch=lease.epoch, keys=keys)
+        return self._finished(lease, work, sum(one.weight for one in work.accepted), collected=True)
+
+    def _finished(self, lease: CombinerLease, work: ShareWork, weight: float, **partial: Any) -> bool:
+        return assignments.finish_share(
+            share_id=work.share_id,
+            round_id=work.round_id,
+            session_id=work.session_id,
+            combiner_id=lease.combiner_id,
+            epoch=lease.epoch,
+            weight=weight,
+            updates=len(work.accepted),
+            **partial,
+        )
 
     def reduce(self, session: Session) -> Round:
         round_ = self.round(session)
@@ -178,3 +213,25 @@ class Rows(Rig):
     def events(self, session: Session, kind: str) -> list[str]:
         rows = Event.objects.filter(session=session, kind=kind).order_by("id")
         return list(rows.values_list("message", flat=True))
+
+
+def give_up(rows: Rows, session: Session, client: Client, reason: str = "no data") -> None:
+    task = rows.task(session, client)
+    assignments.end_with_reason(
+        client_id=client.pk, assignment_id=task.pk, status=AssignmentStatus.FAILED, reason=reason
+    )
+
+
+def statuses(session: Session, kind: str = "train") -> list[str]:
+    rows = Assignment.objects.filter(round__session=session, kind=kind).order_by("id")
+    return list(rows.values_list("status", flat=True))
+
+
+def again(session: Session) -> Session:
+    engine.advance(session.pk)
+    session.refresh_from_db()
+    return session
+
+
+def past_deadline(rows: Rows, session: Session) -> None:
+    Round.objects.filter(pk=rows.round(session).pk).update(deadline=ago(1))

@@ -1,9 +1,6 @@
-"""advance(session): every row of its table, and when it is woken."""
+"""advance(session) up to a round that trains: every row of its table, and when it is woken."""
 
 from __future__ import annotations
-
-import datetime as dt
-import uuid
 
 import pytest
 from django.db import connection
@@ -11,37 +8,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from clients_app.models import Client
-from clients_app.presence import CombinerLease
-from federation.models.models import Metric
-from federation.sessions import assignments, engine, tasks
-from federation.sessions.choices import AssignmentStatus
-from federation.sessions.models import Assignment, CombinerShare, Round, Session
-from federation.sessions.services import continue_session, start_session, stop_session
-from tests.rounds.rows import Rows, ago, assert_same, mean, update
+from federation.sessions import assignments, due, engine
+from federation.sessions.models import Assignment, CombinerShare, Session
+from federation.sessions.services import continue_session, stop_session
+from tests.rounds.rows import Rows, again, ago, assert_same, give_up, past_deadline, statuses, update
 
 pytestmark = pytest.mark.django_db
-
-
-def give_up(rows: Rows, session: Session, client: Client, reason: str = "no data") -> None:
-    task = rows.task(session, client)
-    assignments.end_with_reason(
-        client_id=client.pk, assignment_id=task.pk, status=AssignmentStatus.FAILED, reason=reason
-    )
-
-
-def statuses(session: Session, kind: str = "train") -> list[str]:
-    rows = Assignment.objects.filter(round__session=session, kind=kind).order_by("id")
-    return list(rows.values_list("status", flat=True))
-
-
-def again(session: Session) -> Session:
-    engine.advance(session.pk)
-    session.refresh_from_db()
-    return session
-
-
-def past_deadline(rows: Rows, session: Session) -> None:
-    Round.objects.filter(pk=rows.round(session).pk).update(deadline=ago(1))
 
 
 # --- stop and continue ----------------------------------------------------------------------------------------
@@ -119,7 +91,7 @@ def test_past_its_start_deadline_a_session_fails_and_names_who_was_missing(rows:
     Client.objects.create(project=rows.project, name="hospital-7")
     session = rows.running(min_clients=2, start_timeout_s=1)
     Session.objects.filter(pk=session.pk).update(waiting_until=ago(0.1))
-    assert session.pk in engine.due_sessions() or session.look_at is not None
+    assert session.pk in due.due_sessions() or session.look_at is not None
     again(session)
     assert session.status == "failed"
     assert "1 more client to come online (1 of 2 are)" in session.reason and "hospital-7" in session.reason
@@ -317,240 +289,3 @@ def test_no_more_reserves_are_asked_than_were_configured(rows: Rows) -> None:
     for _ in range(3):
         again(session)
     assert len(statuses(session)) == 4
-
-
-# --- closing and reducing -------------------------------------------------------------------------------------
-
-
-def test_a_silent_combiner_is_given_up_while_closing_and_the_others_suffice(rows: Rows) -> None:
-    """closing, a Share's combiner silent past its lease and `closing_timeout_s`: Share abandoned, its accepted
-    Assignments -> lost, event; enough left: go on."""
-    one, two = rows.lease("c1"), rows.lease("c2")
-    (a,), (b,) = rows.online(one, "a"), rows.online(two, "b")
-    session = rows.running(min_clients=2, min_updates=1, closing_timeout_s=10)
-    rows.accept(one, rows.task(session, a), value=1)
-    rows.accept(two, rows.task(session, b), value=7)
-    rows.lease_out(one, 5)
-    again(session)  # the engine sees the silence
-    assert rows.share(session, one).status == "closing"
-    Round.objects.update(closing_at=ago(11))
-    CombinerShare.objects.filter(combiner_id=one.combiner_id).update(silent_since=ago(4.9))
-    again(session)
-    assert rows.share(session, one).status == "closing"  # not seen silent for long enough
-    CombinerShare.objects.filter(combiner_id=one.combiner_id).update(silent_since=ago(10.1))
-    rows.lease_out(one, 20)
-    again(session)
-    assert rows.share(session, one).status == "abandoned"
-    assert rows.task(session, a).status == "lost"
-    assert "1 accepted update of round 1 lost" in rows.events(session, "round.updates_lost")[0]
-    assert rows.finish_share(two) == [True]
-    assert rows.reduce(session).status == "finished"
-    again(session)
-    assert_same(rows.arrays_of(session.current_model), update(7))
-
-
-def test_too_few_updates_left_when_closing_fails_the_round(rows: Rows) -> None:
-    """closing, a Share's combiner silent ...: else Round failed."""
-    lease = rows.lease()
-    (a,) = rows.online(lease, "a")
-    session = rows.running(closing_timeout_s=1)
-    rows.accept(lease, rows.task(session, a))
-    rows.lease_out(lease, 20)
-    CombinerShare.objects.update(silent_since=ago(5))
-    Round.objects.update(closing_at=ago(6))
-    first = rows.round(session)
-    again(session)
-    first.refresh_from_db()
-    assert first.status == "failed" and "0 of 1 needed updates were left" in first.reason
-    assert "did not finish its share" in first.reason
-
-
-def test_the_last_finished_share_starts_the_reduction_itself(rows: Rows) -> None:
-    """closing, every Share ended, at least `min_updates` accepted: Round -> reducing. The one that finishes the
-    last Share may itself start reducing."""
-    one, two = rows.lease("c1"), rows.lease("c2")
-    (a,), (b,) = rows.online(one, "a"), rows.online(two, "b")
-    session = rows.running(min_clients=2)
-    rows.accept(one, rows.task(session, a))
-    rows.accept(two, rows.task(session, b))
-    rows.finish_share(one)
-    assert rows.round(session).status == "closing"
-    rows.finish_share(two)
-    assert rows.round(session).status == "reducing"
-
-
-def test_a_reduction_whose_claim_ran_out_is_enqueued_again(
-    rows: Rows, django_capture_on_commit_callbacks: object
-) -> None:
-    """reducing, its claim run out: enqueued again."""
-    lease = rows.lease()
-    (a,) = rows.online(lease, "a")
-    session = rows.running()
-    rows.accept(lease, rows.task(session, a))
-    rows.finish_share(lease)
-    claimed = Round.objects.filter(pk=rows.round(session).pk)
-
-    def hints() -> int:
-        with django_capture_on_commit_callbacks() as callbacks:  # type: ignore[operator]
-            engine.advance(session.pk)
-        return len(callbacks)
-
-    claimed.update(reduce_owner=uuid.uuid4(), reduce_until=timezone.now() + dt.timedelta(seconds=10))
-    assert hints() == 0
-    claimed.update(reduce_until=ago(1))
-    assert hints() == 1
-    claimed.update(reduce_owner=None, reduce_until=None, reducing_at=ago(1))
-    assert hints() == 0  # the first task is on its way
-    claimed.update(reducing_at=ago(3))
-    assert hints() == 1
-
-
-# --- the end --------------------------------------------------------------------------------------------------
-
-
-def finished_round(rows: Rows, session: Session, lease: CombinerLease, client: Client) -> None:
-    rows.accept(lease, rows.task(session, client))
-    rows.finish_share(lease)
-    rows.reduce(session)
-    again(session)
-
-
-def validated(rows: Rows, session: Session, client: Client, **values: float) -> None:
-    task = rows.task(session, client, "validate")
-    assert assignments.accept_validation(
-        client_id=client.pk, assignment_id=task.pk, data=values, weight=1
-    ).accepted
-
-
-def test_a_met_target_finishes_the_session_and_stops_the_open_round(rows: Rows) -> None:
-    """target met: open Round stopped, Session finished with the reason."""
-    lease = rows.lease()
-    (a,) = rows.online(lease, "a")
-    session = rows.running(rounds=9, validate=True, target={"metric": "accuracy", "value": 0.9})
-    finished_round(rows, session, lease, a)
-    validated(rows, session, a, accuracy=0.5)
-    assert again(session).status == "running"
-    finished_round(rows, session, lease, a)
-    validated(rows, session, a, accuracy=0.93)
-    again(session)
-    assert session.status == "finished" and session.reason == "Target met in round 2: accuracy 0.93."
-    assert rows.round(session).status == "stopped" and rows.round(session).number == 3
-    assert "assigned" not in statuses(session)
-
-
-def test_a_loss_target_is_met_from_above(rows: Rows) -> None:
-    """target met, where smaller is better."""
-    lease = rows.lease()
-    (a,) = rows.online(lease, "a")
-    session = rows.running(
-        rounds=9, validate=True, target={"metric": "loss", "value": 0.1, "direction": "min"}
-    )
-    finished_round(rows, session, lease, a)
-    validated(rows, session, a, loss=0.05)
-    assert again(session).status == "finished"
-
-
-def test_a_target_is_not_met_by_the_first_client_alone(rows: Rows) -> None:
-    """target met: judged by the mean over the clients, once all have answered."""
-    lease = rows.lease()
-    a, b = rows.online(lease, "a", "b")
-    session = rows.running(
-        rounds=1, min_clients=2, validate=True, target={"metric": "accuracy", "value": 0.9}
-    )
-    rows.accept(lease, rows.task(session, a), rows.task(session, b))
-    rows.finish_share(lease)
-    rows.reduce(session)
-    again(session)
-    validated(rows, session, a, accuracy=0.99)
-    assert again(session).status == "running"
-    validated(rows, session, b, accuracy=0.51)
-    again(session)
-    assert session.status == "finished" and session.reason == "All 1 rounds are done."
-    assert Metric.objects.get(source="validation_mean", name="accuracy").value == pytest.approx(0.75)
-
-
-def test_the_last_validations_are_waited_for_until_their_deadline(rows: Rows) -> None:
-    """last round done and its validations ended or timed out: Session finished."""
-    lease = rows.lease()
-    a, b = rows.online(lease, "a", "b")
-    session = rows.running(rounds=1, min_clients=2, validate=True)
-    rows.accept(lease, rows.task(session, a), rows.task(session, b))
-    rows.finish_share(lease)
-    rows.reduce(session)
-    again(session)
-    validated(rows, session, a, accuracy=1)
-    again(session)
-    assert session.status == "running" and session.waiting_for == "the last validations"
-    assert session.waiting_until is not None
-    Assignment.objects.filter(kind="validate", status="assigned").update(deadline=ago(1))
-    again(session)
-    assert session.status == "finished"
-    assert statuses(session, "validate") == ["accepted", "expired"]
-
-
-# --- the tick -------------------------------------------------------------------------------------------------
-
-
-def test_a_thousand_waiting_sessions_cost_the_tick_one_query(rows: Rows) -> None:
-    """the tick queries the sessions that are due. A thousand waiting sessions cost that one query."""
-    seed = rows.model()
-    later = timezone.now() + dt.timedelta(hours=1)
-    Session.objects.bulk_create(
-        Session(
-            project=rows.project, name=f"s{n}", config={}, seed_model=seed, current_model=seed,
-            rounds_wanted=1, status="running", look_at=later, waiting_for="1 more client to come online",
-            waiting_until=later,
-        )
-        for n in range(1000)
-    )  # fmt: skip
-    with CaptureQueriesContext(connection) as queries:
-        tasks.tick()
-    assert len(queries) == 1
-
-
-def test_one_session_that_cannot_be_advanced_does_not_hold_up_the_others(rows: Rows) -> None:
-    """The tick looks at every session that is due."""
-    rows.online(rows.lease(), "a")
-    broken = rows.session()
-    Session.objects.filter(pk=broken.pk).update(config={"min_clients": "many"}, look_at=ago(100))
-    fine = rows.session()
-    tasks.tick()
-    assert fine.rounds.count() == 1 and not broken.rounds.exists()
-
-
-def test_starting_twice_or_late_changes_nothing(rows: Rows) -> None:
-    """a page's start or stop: one that runs changes nothing."""
-    rows.online(rows.lease(), "a")
-    session = rows.running()
-    start_session(actor=rows.actor, session=session)
-    assert engine.advance(session.pk) == 0 and session.rounds.count() == 1
-
-
-def test_each_step_is_a_transaction_of_its_own_until_nothing_applies(rows: Rows) -> None:
-    """loops, one transaction per step, until no row applies."""
-    lease = rows.lease()
-    (a,) = rows.online(lease, "a")
-    session = rows.running(rounds=2, max_failed_rounds=5)
-    rows.accept(lease, rows.task(session, a))
-    rows.finish_share(lease)
-    rows.reduce(session)
-    assert engine.advance(session.pk) == 1  # the next round
-    give_up(rows, session, a)
-    assert engine.advance(session.pk) == 2  # it failed, and is tried again
-    assert engine.advance(session.pk) == 0
-
-
-def test_what_a_client_of_one_session_sends_never_reaches_another(rows: Rows) -> None:
-    """It never leaks into another round: several sessions of several clients at once."""
-    lease = rows.lease()
-    a, b = rows.online(lease, "a", "b")
-    one, two = rows.running(min_clients=2), rows.running(min_clients=2)
-    rows.accept(lease, rows.task(one, a), value=1, examples=1)
-    rows.accept(lease, rows.task(two, a), value=10, examples=1)
-    rows.accept(lease, rows.task(two, b), value=30, examples=3)
-    rows.accept(lease, rows.task(one, b), value=3, examples=3)
-    assert rows.finish_share(lease) == [True, True]
-    for session, first in ((one, 1), (two, 10)):
-        rows.reduce(session)
-        again(session)
-        assert_same(rows.arrays_of(session.current_model), mean([(update(first), 1), (update(first * 3), 3)]))

@@ -17,13 +17,14 @@ from clients_app.models import Client
 from clients_app.presence import CombinerLease
 from federation.aggregation.codecs import save_arrays
 from federation.models.models import Model
-from federation.sessions import assignments, engine, reduction, rounds
+from federation.sessions import assignments, committing, due, engine, reduction
 from federation.sessions.models import Assignment, Round, Session
 from federation.sessions.services import stop_session
 from federation.sessions.sweeping import sweep
 from foundation import storage
+from foundation.errors import StudioError
 from projects.models import Project, User
-from tests.rounds.rows import Rows, ago, assert_same, mean, update
+from tests.rounds.rows import Rows, ago, assert_same, mean, statuses, update
 
 pytestmark = pytest.mark.django_db
 
@@ -123,22 +124,22 @@ def test_only_one_reduces_at_a_time_and_a_claim_is_renewed_by_its_owner(rows: Ro
     session, _, _ = to_reduce(rows)
     round_ = rows.round(session)
     one, two = uuid.uuid4(), uuid.uuid4()
-    assert rounds.claim_reduction(round_.pk, one, 30)
-    assert not rounds.claim_reduction(round_.pk, two, 30)
+    assert committing.claim_reduction(round_.pk, one, 30)
+    assert not committing.claim_reduction(round_.pk, two, 30)
     assert reduction.reduce_round(round_.pk) is None
-    assert rounds.claim_reduction(round_.pk, one, 30)
+    assert committing.claim_reduction(round_.pk, one, 30)
     Round.objects.filter(pk=round_.pk).update(reduce_until=ago(1))
-    assert rounds.claim_reduction(round_.pk, two, 30)
-    assert not rounds.claim_reduction(round_.pk, one, 30)
+    assert committing.claim_reduction(round_.pk, two, 30)
+    assert not committing.claim_reduction(round_.pk, one, 30)
 
 
-def reduced(rows: Rows, session: Session, owner: uuid.UUID) -> rounds.ReducedModel:
+def reduced(rows: Rows, session: Session, owner: uuid.UUID) -> committing.ReducedModel:
     path = rows.folder / f"{owner}.safetensors"
     with storage.local(session.seed_model.key) as seed:
         path.write_bytes(seed.read_bytes())
     key = f"models/{session.project_id}/{owner}.safetensors"
     storage.put(key, path)
-    return rounds.ReducedModel(key, storage.sha256_of(path), path.stat().st_size, 2, 4.0)
+    return committing.ReducedModel(key, storage.sha256_of(path), path.stat().st_size, 2, 4.0)
 
 
 def test_who_lost_the_claim_commits_nothing(rows: Rows) -> None:
@@ -146,18 +147,51 @@ def test_who_lost_the_claim_commits_nothing(rows: Rows) -> None:
     session, _, _ = to_reduce(rows)
     round_ = rows.round(session)
     one, two = uuid.uuid4(), uuid.uuid4()
-    rounds.claim_reduction(round_.pk, one, 30)
+    committing.claim_reduction(round_.pk, one, 30)
     slow = reduced(rows, session, one)
     Round.objects.filter(pk=round_.pk).update(reduce_until=ago(1))
-    rounds.claim_reduction(round_.pk, two, 30)
-    assert rounds.commit_round(round_id=round_.pk, owner=one, reduced=slow) is None
-    model = rounds.commit_round(round_id=round_.pk, owner=two, reduced=reduced(rows, session, two))
+    committing.claim_reduction(round_.pk, two, 30)
+    assert committing.commit_round(round_id=round_.pk, owner=one, reduced=slow) is None
+    model = committing.commit_round(round_id=round_.pk, owner=two, reduced=reduced(rows, session, two))
     assert model is not None
-    assert rounds.commit_round(round_id=round_.pk, owner=two, reduced=slow) is None
+    assert committing.commit_round(round_id=round_.pk, owner=two, reduced=slow) is None
     assert session.trail.count() == 1
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_share_that_is_in_a_model_is_not_given_up(rows: Rows) -> None:
+    """A combiner that closed a share twice finds its files gone; the round has its model."""
+    session, leases, _ = to_reduce(rows)
+    share = rows.share(session, leases[0])
+    for then in (lambda: None, lambda: reduction.reduce_round(rows.round(session).pk)):
+        then()
+        assignments.abandon_share(share_id=share.pk, reason="its files are gone")
+        share.refresh_from_db()
+        assert share.status == "finished" and statuses(session) == ["accepted", "accepted"]
+        assert rows.events(session, "round.updates_lost") == []
+    assert rows.round(session).status == "finished"
+
+
+def test_who_lost_the_claim_fails_nothing(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _, _ = to_reduce(rows)
+    round_ = rows.round(session)
+
+    def lost_and_failed(*_: object) -> None:
+        Round.objects.filter(pk=round_.pk).update(reduce_until=ago(1))
+        assert committing.claim_reduction(round_.pk, uuid.uuid4(), 30)
+        raise StudioError("torn", "What this attempt read was gone already.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reduction, "_reduce", lost_and_failed)
+        reduction.reduce_round(round_.pk)
+    assert rows.round(session).status == "reducing"
+    Round.objects.filter(pk=round_.pk).update(reduce_until=ago(1))
+    reduction.reduce_round(round_.pk)
+    session.refresh_from_db()
+    assert session.current_model is not None
+    assert_same(rows.arrays_of(session.current_model), WANTED)
+
+
 def test_two_reductions_at_once_make_one_model(live_rows: Rows) -> None:
     """Every key it writes contains an attempt's UUID, so a loser can only delete its own; one transaction."""
     for _ in range(3):
@@ -207,11 +241,11 @@ def test_a_session_that_was_stopped_gets_no_model_any_more(rows: Rows) -> None:
     session, _, _ = to_reduce(rows)
     round_ = rows.round(session)
     owner = uuid.uuid4()
-    rounds.claim_reduction(round_.pk, owner, 30)
+    committing.claim_reduction(round_.pk, owner, 30)
     late = reduced(rows, session, owner)
     stop_session(actor=rows.actor, session=session)
     again(session)
-    assert rounds.commit_round(round_id=round_.pk, owner=owner, reduced=late) is None
+    assert committing.commit_round(round_id=round_.pk, owner=owner, reduced=late) is None
     assert session.status == "stopped" and not session.trail.exists()
 
 
@@ -227,7 +261,7 @@ def test_storage_that_refuses_the_model_is_waited_for_and_the_session_says_so(ro
         assert round_.reduce_owner is None and round_.reduce_until is not None
         assert reduction.reduce_round(round_.pk) is None  # not before its time
         Round.objects.update(reduce_until=ago(0.1), reducing_at=ago(60))
-        assert session.pk in engine.due_sessions()
+        assert session.pk in due.due_sessions()
         round_ = rows.reduce(session)
         assert round_.reduce_until > timezone.now() + dt.timedelta(seconds=8)  # type: ignore[operator]
     assert len(rows.events(session, "storage.refused")) == 1

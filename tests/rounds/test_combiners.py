@@ -11,10 +11,10 @@ from django.test.utils import CaptureQueriesContext
 from clients_app import presence
 from clients_app.models import Client, Combiner
 from federation.events.models import Event
-from federation.sessions import assignments, engine
+from federation.sessions import assignments, due, engine
 from federation.sessions.config import SessionConfig
 from federation.sessions.models import Assignment, CombinerShare, Session
-from federation.sessions.selection import eligible_clients
+from federation.sessions.selection import eligible
 from tests.rounds.rows import Rows, ago, assert_same, mean, update
 
 pytestmark = pytest.mark.django_db
@@ -93,7 +93,7 @@ def test_a_lease_that_is_out_for_lost_after_s_gives_the_disk_up_in_training(rows
     session = rows.running(min_clients=2, lost_after_s=60)
     rows.accept(one, rows.task(session, a), value=99)
     rows.lease_out(one, 30)
-    assert session.pk in engine.due_sessions()  # the tick looks, long before the deadline of the round
+    assert session.pk in due.due_sessions()  # the tick looks, long before the deadline of the round
     again(session)
     rows.lease_out(one, 61)
     CombinerShare.objects.update(silent_since=ago(31))
@@ -133,11 +133,11 @@ def test_a_client_is_online_by_a_connection_of_a_combiner_with_a_live_lease(rows
     rows.online(lease, "a")
     Client.objects.create(project=rows.project, name="never-came")
     session = rows.session(start=False)
-    assert [c.name for c in eligible_clients(session, SessionConfig())] == ["a"]
+    assert [c.name for c in eligible(session, SessionConfig()).clients] == ["a"]
     rows.lease_out(lease)
-    assert eligible_clients(session, SessionConfig()) == []
+    assert eligible(session, SessionConfig()).clients == []
     rows.lease()  # started again: the client is not back yet
-    assert eligible_clients(session, SessionConfig()) == []
+    assert eligible(session, SessionConfig()).clients == []
 
 
 def test_the_late_word_of_an_old_combiner_does_not_hide_a_client_that_came_back_elsewhere(rows: Rows) -> None:
@@ -153,9 +153,17 @@ def test_the_late_word_of_an_old_combiner_does_not_hide_a_client_that_came_back_
 
 def test_a_thousand_heartbeats_are_one_statement(rows: Rows) -> None:
     """Presence costs no row write per heartbeat: `last_seen` and telemetry are flushed in batches."""
-    clients = Client.objects.bulk_create(Client(project=rows.project, name=f"site-{n}") for n in range(1000))
+    here, there = rows.lease("c1"), rows.lease("c2")
+    Client.objects.bulk_create(
+        Client(
+            project=rows.project, name=f"{lease.combiner_id}-{n}", combiner_id=lease.combiner_id,
+            connection_epoch=lease.epoch, connection_id=f"stream-{n}",
+        )
+        for lease, count in ((here, 1000), (there, 10))
+        for n in range(count)
+    )  # fmt: skip
     with CaptureQueriesContext(connection) as queries:
-        presence.touch_clients([c.pk for c in clients])
+        presence.touch_clients(combiner_id=here.combiner_id, epoch=here.epoch)
     assert len(queries) == 1
     assert Client.objects.filter(last_seen_at__gt=ago(60)).count() == 1000
 

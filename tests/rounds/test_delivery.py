@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -62,13 +63,36 @@ def test_the_net_finds_work_that_no_hint_told_of(
     rig.until_session(session, "finished")
 
 
-def test_what_many_clients_owe_is_one_query(live_rows: Rows) -> None:
+def test_what_many_clients_owe_is_three_queries_and_one_when_they_owe_nothing(live_rows: Rows) -> None:
     """one cheap query for all its clients."""
-    clients = live_rows.online(live_rows.lease(), *[f"site-{n}" for n in range(30)])
-    live_rows.running(min_clients=30)
+    lease, elsewhere = live_rows.lease(), live_rows.lease("elsewhere")
+    clients = live_rows.online(lease, *[f"site-{n}" for n in range(30)])
+    live_rows.online(elsewhere, "other-site")
+    with CaptureQueriesContext(connection) as queries:
+        assert assignments.owed_on(lease) == []
+    assert len(queries) == 1
+    live_rows.running(min_clients=31)
     with CaptureQueriesContext(connection) as queries:
         assert len(assignments.owed([c.pk for c in clients])) == 30
-    assert len(queries) == 1
+    assert len(queries) == 3
+    with CaptureQueriesContext(connection) as queries:
+        assert {owed.client_id for owed in assignments.owed_on(lease)} == {c.pk for c in clients}
+    assert len(queries) == 3
+
+
+def test_what_the_hub_delivered_is_downloaded_and_sent_without_asking_the_rows_again(
+    rig: Rig, combiner_here: Combiners, worker_here: WorkerHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    combiner = combiner_here()
+    a = rig.connect(combiner, rig.client("a")[1])
+    session = rig.session(min_clients=1)
+    task = a.next_task()
+    asked: list[uuid.UUID] = []
+    monkeypatch.setattr(assignments, "work_grant", lambda _client, pk: asked.append(pk))
+    a.download(task)
+    assert a.upload(task, update(1)).status == ACCEPTED
+    assert asked == []
+    rig.until_session(session, "finished")
 
 
 def test_receipt_is_written_but_acceptance_does_not_depend_on_it(

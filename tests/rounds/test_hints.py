@@ -79,7 +79,7 @@ HINTS: dict[str, Callable[[], None]] = {
     "a session's wake": lambda: hints.wake_session("11111111-1111-1111-1111-111111111111"),
     "a combiner's wake": lambda: hints.wake_combiners(["x"]),
     "a task": lambda: hints.enqueue("federation.sessions.tasks.reduce_round", "x", queue="reduce"),
-    "a push": lambda: hints.push_event("p", {"id": 1}),
+    "a push": lambda: hints.push_events("p", [{"id": 1}]),
     "a look": lambda: hints.looked_at("x"),
 }
 

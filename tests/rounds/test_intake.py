@@ -192,11 +192,11 @@ def test_whatever_is_wrong_with_an_update_is_said_and_the_round_goes_on(
     assert_same(rig.arrays_of(session.current_model), update(2))
 
 
-@pytest.mark.parametrize("examples", [0.0, -1.0, float("nan"), float("inf"), 1.1e12])
+@pytest.mark.parametrize("examples", [0.0, 5e-324, -1.0, float("nan"), float("inf"), 1.1e12])
 def test_the_number_of_examples_must_be_positive_finite_and_believable(
     rig: Rig, combiner_here: Combiners, worker_here: WorkerHere, examples: float
 ) -> None:
-    """`num_examples` positive, finite, at most 1e12."""
+    """`num_examples` positive, finite, from 1e-12 (the mean of what counts less is lost in rounding) to 1e12."""
     _session, (a, _b) = training(rig, combiner_here(), "a", "b", min_updates=1)
     task = a.next_task()
     receipt = a.upload(task, update(1), num_examples=examples, metadata={"loss": 1})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, connection, transaction
 
-from federation.sessions import assignments, choices, engine, rounds
+from federation.sessions import assignments, choices, engine, lost, rounds
 from federation.sessions.config import SessionConfig
 from federation.sessions.locks import lock_round, lock_session
 from federation.sessions.models import Assignment, CombinerShare, Round, Session
@@ -221,7 +221,7 @@ def test_an_update_is_not_accepted_into_a_share_that_is_being_abandoned(live_row
         lock_session(session.pk)
         round_ = lock_round(live_rows.round(session).pk)
         assert round_ is not None
-        engine.lose_share(share, round_, "its combiner is away")
+        lost.lose_share(share, round_, "its combiner is away")
         thread, verdicts = in_thread(lambda: live_rows.accept(lease, task))
         thread.join(0.5)
         assert thread.is_alive(), "it did not wait for the round"

@@ -18,7 +18,7 @@ from clients_app.models import Client
 from clients_app.presence import CombinerLease
 from federation.aggregation.codecs import save_arrays
 from federation.models.models import Model
-from federation.sessions import engine, reduction, rounds
+from federation.sessions import committing, engine, reduction
 from federation.sessions.models import Round, Session
 from federation.sessions.services import continue_session
 from federation.sessions.sweeping import sweep
@@ -241,14 +241,14 @@ def test_who_lost_the_claim_while_it_reduced_leaves_the_winners_state(
     kept = {session.aggregator_state, session.current_model.key}
     train(rows, session, clients, 2, 5)
     round_ = rows.round(session)
-    commit = rounds.commit_round
+    commit = committing.commit_round
 
     def too_late(**given: Any) -> Model | None:
         Round.objects.filter(pk=round_.pk).update(reduce_owner=uuid.uuid4())
         return commit(**given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(rounds, "commit_round", too_late)
+        patched.setattr(committing, "commit_round", too_late)
         reduction.reduce_round(round_.pk)
     assert kept <= files("states") | files("models")
     assert files(f"states/{session.project_id}") == {session.aggregator_state}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from typing import Any, TypeVar
 import psutil
 import psycopg
 
-from tests.services.environment import wants_postgres, with_database
+from tests.services.environment import run_dir, wants_postgres, with_database
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STARTS_WITHIN_S = 90.0
@@ -206,11 +208,32 @@ def fresh_database(name: str) -> Iterator[dict[str, str]]:
             connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
+def lay_migrated_database(data: Path) -> None:
+    """The SQLite file of a Studio that has just been migrated: made once in a run of tests, for migrating costs more
+    than all else that a first start does. (The first start itself is tested by the demo and by `launch`.)"""
+    template = run_dir() / "migrated" / "studio.sqlite3"
+    template.parent.mkdir(exist_ok=True)
+    with (template.parent / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not template.exists():
+            making = template.parent / "making"
+            subprocess.run(
+                [sys.executable, str(ROOT / "manage.py"), "migrate", "--noinput"],
+                env=stack_environment(making), cwd=ROOT, check=True, capture_output=True,
+            )  # fmt: skip
+            (making / template.name).rename(template)
+    data.mkdir(parents=True, mode=0o700)
+    shutil.copy(template, data)
+
+
 @contextlib.contextmanager
 def running(data: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """A Studio that answers, and that is gone with all its processes afterwards."""
     with fresh_database(f"studio_stack_{os.getpid()}_{data.parent.name}") as database:
-        stack = launch(data, *arguments, env={**database, **(env or {})})
+        settings = {**database, **(env or {})}
+        if "DATABASE_URL" not in settings and not data.exists():
+            lay_migrated_database(data)
+        stack = launch(data, *arguments, env=settings)
         try:
             yield await_line(stack)
         finally:

@@ -45,14 +45,22 @@ def gradients(parameters: Parameters, x: np.ndarray, y: np.ndarray) -> Parameter
     }
 
 
+def losses(parameters: Parameters, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each image, shape (n,)."""
+    return _losses(forward(parameters, x)[1], y)
+
+
 def measure(parameters: Parameters, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Mean cross-entropy and accuracy."""
     _, probabilities = forward(parameters, x)
-    likelihood = np.clip(probabilities[np.arange(len(y)), y], 1e-12, None)
     return {
-        "loss": float(-np.log(likelihood).mean()),
+        "loss": float(_losses(probabilities, y).mean()),
         "accuracy": float((probabilities.argmax(axis=1) == y).mean()),
     }
+
+
+def _losses(probabilities: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return -np.log(np.clip(probabilities[np.arange(len(y)), y], 1e-12, None))
 
 
 if __name__ == "__main__":

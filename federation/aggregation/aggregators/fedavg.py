@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from ..accumulate import combine_partials
-from .aggregator import Aggregator, Reduction
+from .folding import Folding
 
 
-class FedAvg(Aggregator):
+class FedAvg(Folding):
+    """Federated averaging (McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+    AISTATS 2017, Algorithm 1), n_i the examples of client i:
+
+        x_{t+1} = sum_i n_i x_i / sum_i n_i
+    """
+
     name = "fedavg"
     title = "FedAvg (their mean)"
     hint = "FedAvg counts each update by its examples."
+    paper = "McMahan et al., AISTATS 2017, Algorithm 1"
     plain_mean = True
-
-    def reduce(self, files: Reduction, arguments: Mapping[str, Any]) -> str:
-        return combine_partials(files.partials, files.layout, files.out)
+    private = True

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..server_optimisers import ServerOptimiser, step_model
-from .aggregator import Aggregator, Choice, Number, Reduction
+from ..server_optimisers import Adaptive
+from .arguments import Choice, Number
+from .folding import Folding
 
 
-class FedOpt(Aggregator):
+class FedOpt(Folding):
+    """Adaptive server optimisers under one name, with FEDn's own defaults (Reddi et al., "Adaptive Federated
+    Optimization", ICLR 2021, Algorithm 2; without bias correction), D the mean change weighted by examples:
+
+        m_t = beta1 m_{t-1} + (1 - beta1) D
+        v_t = beta2 v_{t-1} + (1 - beta2) D^2     (adam; see FedYogi and FedAdagrad),  v_0 = tau^2
+        x_{t+1} = x_t + learning_rate m_t / (sqrt(v_t) + tau)
+    """
+
     name = "fedopt"
     title = "FedOpt (adaptive steps)"
     hint = "FedOpt is steadier where clients' data differ; what it remembers lives as long as the session."
+    family = "server optimiser"
+    paper = "Reddi et al., ICLR 2021, Algorithm 2"
+    private = True
     arguments = (
         Choice(
             "serveropt",
@@ -45,17 +57,14 @@ class FedOpt(Aggregator):
             below=1,
         ),
         Number(
-            "tau", "Adaptivity (tau)", 1e-4, "Smaller is more adaptive; usual are 0.0001 to 0.1.", above=0
+            "tau",
+            "Adaptivity (tau)",
+            1e-4,
+            "Smaller is more adaptive; usual are 0.0001 to 0.1.",
+            above=0,
+            below=1e12,
         ),
     )
 
-    def reduce(self, files: Reduction, arguments: Mapping[str, Any]) -> str:
-        return step_model(
-            ServerOptimiser(**arguments),
-            files.partials,
-            files.layout,
-            model=files.model(),
-            state=files.state,
-            out=files.out,
-            out_state=files.out_state,
-        )
+    def optimiser(self, arguments: Mapping[str, Any]) -> Adaptive:
+        return Adaptive(**arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from django.http import HttpRequest, JsonResponse
@@ -22,7 +23,7 @@ def answer(content: Any, status: int = 200) -> JsonResponse:
 
 
 @method_decorator(csrf_exempt, name="dispatch")  # tokens only: no cookie opens these addresses
-class MessageView(View):
+class MessageView(View, ABC):
     """Subclasses define `admitted`, and `get`, `post`, … taking (request, who that found, **from the address)."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
@@ -35,9 +36,9 @@ class MessageView(View):
         except Exception as error:
             return self.refused(as_studio_error(error, request.path), error)
 
+    @abstractmethod
     def admitted(self, request: HttpRequest, address: dict[str, Any]) -> Any:
         """Who asks; takes from `address` what says so. Raises StudioError."""
-        raise NotImplementedError
 
     def refused(self, refusal: StudioError, error: Exception) -> HttpResponseBase:
         return JsonResponse(

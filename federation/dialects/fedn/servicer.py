@@ -7,6 +7,7 @@ A FEDn client dies of every status but UNAVAILABLE, CANCELLED and OK. So a refus
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import uuid
@@ -16,18 +17,22 @@ from typing import TypeVar
 import grpc
 import structlog
 
-from clients_app import presence
+from federation.combiner.attributes import take_attributes
 from federation.combiner.calls import Context, caller_of
 from federation.combiner.connection import Cancel, Farewell, Identity
 from federation.combiner.core import CombinerCore
+from federation.combiner.encoded import Encoding, send_encoded
+from federation.combiner.intake import Receipt
 from federation.combiner.reported import (
     MAX_LOG_CHARS,
     MAX_NAME_CHARS,
+    MAX_VALIDATION_BYTES,
     finite_series,
+    json_object,
     telemetry_samples,
-    validation_json,
 )
 from federation.combiner.threads import in_files, in_rows
+from federation.combiner.validations import take_validation
 from federation.dialects.fedn import fedn_pb2 as wire
 from federation.dialects.fedn import fedn_pb2_grpc as rpc
 from federation.dialects.fedn import formats, tasks
@@ -35,14 +40,14 @@ from federation.events.services import publish
 from federation.models.selectors import helper_in
 from federation.sessions import assignments, commands
 from federation.sessions.assignments import Owed
-from federation.sessions.choices import AssignmentStatus, OrderStatus
+from federation.sessions.choices import OrderStatus
 from federation.sessions.commands import Ordered
 from foundation.errors import StudioError
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-SENT_BYTES = 128 << 10
+MODELS = wire.DESCRIPTOR.services_by_name["ModelService"].full_name
 MAX_CHUNK_BYTES = 2 << 20  # clients send 1 MiB
 CALL_IDLE_S = 120.0
 MAX_ATTRIBUTES = 50
@@ -50,9 +55,15 @@ LEVELS = {wire.DEBUG: "debug", wire.WARNING: "warning", wire.ERROR: "error"}
 
 
 def register(core: CombinerCore, server: grpc.aio.Server) -> None:
+    models = FednModels(core)
     rpc.add_CombinerServicer_to_server(FednCombiner(core), server)
     rpc.add_ConnectorServicer_to_server(FednConnector(core), server)
-    rpc.add_ModelServiceServicer_to_server(FednModels(core), server)
+    rpc.add_ModelServiceServicer_to_server(models, server)
+    send_encoded(server, MODELS, "Download", models.Download, wire.ModelRequest.FromString)
+
+
+def _chunk(model_id: str, _offset: int, data: bytes) -> bytes:
+    return wire.ModelResponse(data=data, id=model_id, status=wire.IN_PROGRESS).SerializeToString()
 
 
 class _Service:
@@ -94,6 +105,10 @@ class _Service:
         )  # fmt: skip
 
 
+def said_of(receipt: Receipt) -> str:
+    return f"{receipt.status}: {receipt.reason}" if receipt.reason else receipt.status
+
+
 async def _or_abort(context: Context, work: Awaitable[T]) -> T:
     """The result, or the status that this client understands."""
     try:
@@ -111,7 +126,9 @@ class FednCombiner(_Service, rpc.CombinerServicer):
     ) -> AsyncIterator[wire.TaskRequest]:
         """Open as long as the client is welcome: one that ends normally ends the client's process."""
         who = await self._who(context)
-        connection = await self.core.hub.attach(who, dialect="fedn", version="", takes=tasks.TYPE_OF_COMMAND)
+        connection = await _or_abort(
+            context, self.core.hub.attach(who, dialect="fedn", version="", takes=tasks.TYPE_OF_COMMAND)
+        )
         try:
             await context.send_initial_metadata((("studio-combiner", self.core.config.name),))
             while True:
@@ -162,13 +179,12 @@ class FednCombiner(_Service, rpc.CombinerServicer):
                 raise
             await self._note(who, "update.refused", f"An update of {who.name} was refused: {error.message}")
             return f"refused: {error.message}"
-        if file is not None:
-            await self.core.staging.discard(file)
-        return f"{receipt.status}: {receipt.reason}" if receipt.reason else receipt.status
+        await self.core.staging.discard(file)
+        return said_of(receipt)
 
     async def _not_there(self, who: Identity, assignment_id: uuid.UUID) -> str:
         """A second copy has its answer; else the file was too large, or came more than ten minutes before its name."""
-        found = await self.core.intake.look(who, assignment_id)
+        found = await self.core.intake.look(who, assignment_id, now=True)
         if not isinstance(found, assignments.WorkGrant):
             return found.status
         reason = "the file of this update did not arrive, was too large, or was sent too long ago"
@@ -181,38 +197,15 @@ class FednCombiner(_Service, rpc.CombinerServicer):
         if assignment_id is None:
             await self._note(who, "validation.refused", f"A validation of {who.name} named no assignment.")
             return self._said("refused: the validation names no assignment")
-        try:
-            data = validation_json(request.data)
-        except StudioError as error:
-            await in_rows(
-                assignments.end_with_reason,
-                client_id=who.client_id,
-                assignment_id=assignment_id,
-                status=AssignmentStatus.REJECTED,
-                reason=error.message,
-            )
-            return self._said(f"rejected: {error.message}")
-        if await in_rows(
-            commands.accept_measured, client_id=who.client_id, order_id=assignment_id, data=data
-        ):
-            self.core.hub.done(who.client_id, assignment_id)
-            return self._said("accepted")
-        verdict = await in_rows(
-            assignments.accept_validation,
-            client_id=who.client_id,
-            assignment_id=assignment_id,
-            data=data,
-            weight=0.0,
-        )
-        self.core.hub.done(who.client_id, assignment_id)
-        return self._said("accepted" if verdict.accepted else f"refused: {verdict.reason}")
+        receipt = await take_validation(self.core.hub, who, assignment_id, request.data)
+        return self._said(said_of(receipt))
 
     async def SendModelPrediction(self, request: wire.ModelPrediction, context: Context) -> wire.Response:
         """`prediction_id` is the command, `correlation_id` the order of this client."""
         who = await self._who(context)
         order_id = tasks.as_id(request.correlation_id)
         try:
-            data = validation_json(request.data)
+            data = json_object(request.data, "A prediction", MAX_VALIDATION_BYTES)
             status, reason = OrderStatus.COMPLETED, ""
         except StudioError as error:
             data, status, reason = {}, OrderStatus.FAILED, error.message
@@ -252,7 +245,7 @@ class FednCombiner(_Service, rpc.CombinerServicer):
             a.key[:MAX_NAME_CHARS]: a.value[:200] for a in list(request.attributes)[:MAX_ATTRIBUTES] if a.key
         }
         if said:
-            await in_rows(presence.merge_attributes, client_id=who.client_id, attributes=said)
+            await take_attributes(who, said, whole=False)
         return self._said()
 
     async def SendTelemetryMessage(self, request: wire.TelemetryMessage, context: Context) -> wire.Response:
@@ -293,7 +286,7 @@ class FednConnector(_Service, rpc.ConnectorServicer):
 class FednModels(_Service, rpc.ModelServiceServicer):
     async def Download(
         self, request: wire.ModelRequest, context: Context
-    ) -> AsyncIterator[wire.ModelResponse]:
+    ) -> AsyncIterator[wire.ModelResponse | bytes]:
         who = await self._who(context)
         model_id = tasks.as_id(request.id)
         try:
@@ -308,10 +301,12 @@ class FednModels(_Service, rpc.ModelServiceServicer):
             return
         try:
             self.core.hub.received(grant.task_id)
-            offset = 0
-            while data := await in_files(os.pread, file, SENT_BYTES, offset):
-                yield wire.ModelResponse(data=data, id=request.id, status=wire.IN_PROGRESS)
-                offset += len(data)
+            encoding = Encoding(
+                f"fedn {request.id} {form and form.name}", functools.partial(_chunk, request.id)
+            )
+            async for message in self.core.downloads.encoded.messages(file, encoding):
+                self.core.traffic.sent_bytes += len(message)
+                yield message
             yield wire.ModelResponse(id=request.id, status=wire.OK)
         finally:
             os.close(file)
@@ -338,6 +333,7 @@ class FednModels(_Service, rpc.ModelServiceServicer):
             chunk: wire.ModelRequest | None = first
             while chunk is not None and chunk.status != wire.OK:
                 await in_files(staged.write, chunk.data)
+                self.core.traffic.received_bytes += len(chunk.data)
                 chunk = await _next(chunks)
             if chunk is None:
                 raise StudioError("incomplete", "The upload ended before its end; send it again.", 503)

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
-from clients_app.selectors import combiners_best_first
+from clients_app.placement import taking_combiners
 from federation.dialects.controller.asked import fields_of
 from federation.dialects.controller.callers import token_of
 from federation.dialects.controller.view import MessageView, answer
@@ -162,5 +162,5 @@ class AddCombiner(PersonView):
     def post(self, request: HttpRequest, actor: Actor) -> HttpResponseBase:
         """Combiners serve all projects: there is nothing to deploy for one."""
         row = project_by_slug(actor, str(fields_of(request).get("project_slug") or ""), Action.ADMIN)
-        count = len(combiners_best_first())
+        count = len(taking_combiners())
         return answer({"message": f"{row.name} is served by all {count} combiners of this server already."})

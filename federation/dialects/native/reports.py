@@ -7,7 +7,7 @@ import math
 import uuid
 from typing import Any
 
-from clients_app import presence
+from federation.combiner.attributes import take_attributes
 from federation.combiner.connection import Connection
 from federation.combiner.core import CombinerCore
 from federation.combiner.reported import (
@@ -15,9 +15,9 @@ from federation.combiner.reported import (
     MAX_LOG_CHARS,
     finite_series,
     telemetry_samples,
-    validation_json,
 )
 from federation.combiner.threads import in_rows
+from federation.combiner.validations import take_validation
 from federation.dialects.native import studio_v1_pb2 as wire
 from federation.events.services import publish
 from federation.sessions import assignments
@@ -40,6 +40,8 @@ def task(owed: Owed) -> wire.Task:
         package_sha256=owed.package_sha256,
         settings_json=json.dumps(owed.settings),
         deadline_unix_s=owed.deadline_unix_s,
+        # none is said by saying nothing, as a server did that knew of no other way
+        compression=owed.compression if owed.compression != "none" else "",
     )
 
 
@@ -90,9 +92,7 @@ async def handle(
         case "attributes":
             value = attributes(message.attributes.attributes_json)
             if value is not None:
-                await in_rows(
-                    presence.set_attributes, client_id=connection.identity.client_id, attributes=value
-                )
+                await take_attributes(connection.identity, value, whole=True)
         case _:
             raise StudioError("unknown_report", "This server does not know that report.")
     return None
@@ -118,32 +118,10 @@ async def _metrics(connection: Connection, report: wire.Metrics) -> None:
 async def _validation(
     core: CombinerCore, connection: Connection, report: wire.Validation
 ) -> wire.ServerMessage:
-    assignment_id = _id(report.assignment_id)
-    client_id = connection.identity.client_id
-    try:
-        data = validation_json(report.data_json)
-    except StudioError as error:
-        await in_rows(
-            assignments.end_with_reason,
-            client_id=client_id,
-            assignment_id=assignment_id,
-            status=AssignmentStatus.REJECTED,
-            reason=error.message,
-        )
-        core.hub.done(client_id, assignment_id)
-        return _ack(report.assignment_id, "rejected", error.message)
-    weight = (
-        report.num_examples if math.isfinite(report.num_examples) and 0 < report.num_examples <= 1e12 else 0.0
+    receipt = await take_validation(
+        core.hub, connection.identity, _id(report.assignment_id), report.data_json, report.num_examples
     )
-    verdict = await in_rows(
-        assignments.accept_validation,
-        client_id=client_id,
-        assignment_id=assignment_id,
-        data=data,
-        weight=weight,
-    )
-    core.hub.done(client_id, assignment_id)
-    return _ack(report.assignment_id, "accepted" if verdict.accepted else "refused", verdict.reason)
+    return _ack(report.assignment_id, receipt.status, receipt.reason)
 
 
 async def _failure(core: CombinerCore, connection: Connection, report: wire.Failure) -> wire.ServerMessage:

@@ -11,25 +11,26 @@ from typing import Any
 import grpc
 import structlog
 
+from federation.aggregation.compressed import FORMS
 from federation.combiner.calls import STATUS_OF_HTTP, Context, caller_of
 from federation.combiner.connection import Cancel, Connection, Farewell, Identity
 from federation.combiner.core import CombinerCore
+from federation.combiner.encoded import Encoding
 from federation.combiner.intake import Receipt
-from federation.combiner.threads import in_files
-from federation.combiner.upload import Superseded
+from federation.combiner.upload import Piece, Superseded
 from federation.combiner.upload import Upload as Incoming
-from federation.dialects.native import reports
+from federation.dialects.native import frames, reports
 from federation.dialects.native import studio_v1_pb2 as wire
-from federation.dialects.native.studio_v1_pb2_grpc import CombinerServicer, add_CombinerServicer_to_server
 from federation.sessions.assignments import Owed
 from foundation.errors import StudioError
 
 log = structlog.get_logger(__name__)
 
+SERVICE = wire.DESCRIPTOR.services_by_name["Combiner"].full_name
 PROTOCOL = 1
 OLDEST_PROTOCOL = 1
 CHUNK_BYTES = 1 << 20  # the most that a message may hold
-SENT_BYTES = 128 << 10  # what we send: as fast, and memory per transfer stays small
+MOST_UNREAD = 200  # answers that wait for one client; its next report is read once it took some
 CALL_IDLE_S = 120.0  # an upload that sends nothing for so long ends; the client resumes it
 
 STATUS_OF_RECEIPT = {
@@ -39,8 +40,29 @@ STATUS_OF_RECEIPT = {
 }
 
 
+Chunk = memoryview | wire.UploadChunk
+
+
 def register(core: CombinerCore, server: grpc.aio.Server) -> None:
-    add_CombinerServicer_to_server(NativeServicer(core), server)
+    servicer = NativeServicer(core)
+    handlers = {
+        "Connect": grpc.stream_stream_rpc_method_handler(
+            servicer.Connect, wire.ClientMessage.FromString, wire.ServerMessage.SerializeToString
+        ),
+        "UploadStatus": grpc.unary_unary_rpc_method_handler(
+            servicer.UploadStatus,
+            wire.UploadStatusRequest.FromString,
+            wire.UploadStatusReply.SerializeToString,
+        ),
+        # models travel as bytes that are made and read by hand
+        "Upload": grpc.stream_unary_rpc_method_handler(
+            servicer.Upload, frames.upload_chunk, wire.Receipt.SerializeToString
+        ),
+        "Download": grpc.unary_stream_rpc_method_handler(
+            servicer.Download, wire.DownloadRequest.FromString, None
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
 def parse_id(text: str, what: str) -> uuid.UUID:
@@ -58,7 +80,7 @@ async def refuse(context: Context, error: StudioError) -> None:
     )
 
 
-class NativeServicer(CombinerServicer):
+class NativeServicer:
     def __init__(self, core: CombinerCore) -> None:
         self.core = core
 
@@ -78,17 +100,18 @@ class NativeServicer(CombinerServicer):
         try:
             who = await self._who(context)
             hello = await self._hello(request_iterator)
+            connection = await self.core.hub.attach(
+                who,
+                dialect="native",
+                version=hello.client_version[:40],
+                holds=[parse_id(held, "holds") for held in hello.holds[:1000] if _is_uuid(held)],
+                attributes=reports.attributes(hello.attributes_json),
+            )
         except StudioError as error:
             await refuse(context, error)
             return
-        connection = await self.core.hub.attach(
-            who,
-            dialect="native",
-            version=hello.client_version[:40],
-            holds=[parse_id(held, "holds") for held in hello.holds[:1000] if _is_uuid(held)],
-            attributes=reports.attributes(hello.attributes_json),
-        )
-        reader = asyncio.create_task(self._read(request_iterator, connection))
+        unread = asyncio.Semaphore(MOST_UNREAD)
+        reader = asyncio.create_task(self._read(request_iterator, connection, unread))
         try:
             yield wire.ServerMessage(
                 welcome=wire.Welcome(
@@ -97,10 +120,13 @@ class NativeServicer(CombinerServicer):
                     combiner=self.core.config.name,
                     client_id=str(who.client_id),
                     client_name=who.name,
+                    upload_forms=FORMS,
                 )
             )
             while (delivery := await _next_of(connection, reader)) is not None:
                 yield to_wire(delivery)
+                if isinstance(delivery, wire.ServerMessage):
+                    unread.release()
                 if isinstance(delivery, Farewell):
                     break
         finally:
@@ -124,7 +150,9 @@ class NativeServicer(CombinerServicer):
             )
         return first.hello
 
-    async def _read(self, messages: AsyncIterator[wire.ClientMessage], connection: Connection) -> None:
+    async def _read(
+        self, messages: AsyncIterator[wire.ClientMessage], connection: Connection, unread: asyncio.Semaphore
+    ) -> None:
         async for message in messages:
             try:
                 if message.WhichOneof("message") == "bye":
@@ -136,7 +164,11 @@ class NativeServicer(CombinerServicer):
                         assignment_id=reports.assignment_of(message), status="refused", reason=error.message
                     )
                 )
+            except Exception:  # the stream ends with it, and the client comes back
+                log.exception("report.failed", client=str(connection.identity.client_id))
+                raise
             if answer is not None:
+                await unread.acquire()
                 connection.outbox.put_nowait(answer)  # type: ignore[arg-type]  # our own words go as they are
 
     # --- models up --------------------------------------------------------------------------------------------
@@ -157,12 +189,11 @@ class NativeServicer(CombinerServicer):
             return wire.UploadStatusReply(receipt=receipt(found))
         return wire.UploadStatusReply(offset=found)
 
-    async def Upload(
-        self, request_iterator: AsyncIterator[wire.UploadChunk], context: Context
-    ) -> wire.Receipt:
+    async def Upload(self, request_iterator: AsyncIterator[Chunk], context: Context) -> wire.Receipt:
         try:
             who = await self._who(context)
-            return receipt(await self._take(who, request_iterator))
+            async with asyncio.timeout(CALL_IDLE_S) as idle:
+                return receipt(await self._take(who, request_iterator, idle))
         except StudioError as error:
             await refuse(context, error)
         except Superseded:
@@ -173,51 +204,60 @@ class NativeServicer(CombinerServicer):
             )
         raise AssertionError("abort raises")
 
-    async def _take(self, who: Identity, chunks: AsyncIterator[wire.UploadChunk]) -> Receipt:
-        head = await self._next(chunks)
-        if head is None or head.WhichOneof("part") != "head":
+    async def _take(self, who: Identity, chunks: AsyncIterator[Chunk], idle: asyncio.Timeout) -> Receipt:
+        head = await anext(chunks, None)
+        if not isinstance(head, wire.UploadChunk) or head.WhichOneof("part") != "head":
             raise StudioError("no_head", "An upload begins with its head.")
         assignment_id = parse_id(head.head.assignment_id, "assignment_id")
         upload = await self.core.intake.begin(
-            who, assignment_id, head.head.upload_id[:200], head.head.size, head.head.offset
+            who,
+            assignment_id,
+            head.head.upload_id[:200],
+            head.head.size,
+            head.head.offset,
+            head.head.form[:20],
         )
         if isinstance(upload, Receipt):
             self.core.hub.done(who.client_id, assignment_id)
             return upload
         try:
-            answer = await self._fill(who, upload, chunks)
+            answer = await self._fill(who, upload, chunks, idle)
         finally:
             self.core.intake.release(upload)
         self.core.hub.done(who.client_id, assignment_id)
         return answer
 
     async def _fill(
-        self, who: Identity, upload: Incoming, chunks: AsyncIterator[wire.UploadChunk]
+        self, who: Identity, upload: Incoming, chunks: AsyncIterator[Chunk], idle: asyncio.Timeout
     ) -> Receipt:
-        while (chunk := await self._next(chunks)) is not None:
+        loop = asyncio.get_running_loop()
+        async for chunk in chunks:
+            idle.reschedule(loop.time() + CALL_IDLE_S)
+            if isinstance(chunk, memoryview):
+                await self._write(upload, chunk)
+                continue
             match chunk.WhichOneof("part"):
-                case "data":
-                    if len(chunk.data) > CHUNK_BYTES:
-                        raise StudioError("chunk_too_long", "A chunk holds at most 1 MiB.")
-                    await self.core.intake.write(upload, chunk.data)
+                case "data":  # empty, or with fields of a newer protocol
+                    await self._write(upload, chunk.data)
                 case "tail":
                     tail = chunk.tail
+                    idle.reschedule(None)  # all has come: checking and accepting take what they take
                     return await self.core.intake.finish(
                         who, upload, tail.sha256, tail.num_examples, tail.metadata_json
                     )
                 case _:
                     raise StudioError("bad_chunk", "After the head an upload holds data and then its tail.")
+        await self.core.intake.settle(upload)
         raise StudioError("incomplete", "The upload ended before its tail; resume it.", 409)
 
-    @staticmethod
-    async def _next(chunks: AsyncIterator[wire.UploadChunk]) -> wire.UploadChunk | None:
-        async with asyncio.timeout(CALL_IDLE_S):
-            return await anext(chunks, None)
+    async def _write(self, upload: Incoming, data: Piece) -> None:
+        if len(data) > CHUNK_BYTES:
+            raise StudioError("chunk_too_long", "A chunk holds at most 1 MiB.")
+        self.core.traffic.received_bytes += len(data)
+        await self.core.intake.write(upload, data)
 
     # --- models down ------------------------------------------------------------------------------------------
-    async def Download(
-        self, request: wire.DownloadRequest, context: Context
-    ) -> AsyncIterator[wire.DownloadChunk]:
+    async def Download(self, request: wire.DownloadRequest, context: Context) -> AsyncIterator[bytes]:
         try:
             who = await self._who(context)
             file, grant = await self.core.grant_download(
@@ -227,16 +267,18 @@ class NativeServicer(CombinerServicer):
             await refuse(context, error)
             return
         try:
-            size = grant.model_size_bytes
-            if request.offset > size:
-                await refuse(context, StudioError("bad_offset", f"The model has {size} bytes."))
-            offset = request.offset
-            while True:
-                data = await in_files(os.pread, file, SENT_BYTES, offset)
-                yield wire.DownloadChunk(offset=offset, size=size, data=data, sha256=grant.model_sha256)
-                offset += len(data)
-                if offset >= size or not data:
-                    return
+            size, sha256 = grant.model_size_bytes, grant.model_sha256.encode()
+            if request.offset >= size:
+                if request.offset > size:
+                    await refuse(context, StudioError("bad_offset", f"The model has {size} bytes."))
+                yield frames.download_chunk(size, size, b"", sha256)
+                return
+            encoding = Encoding(
+                f"native {grant.model_id}", lambda at, data: frames.download_chunk(at, size, data, sha256)
+            )
+            async for message in self.core.downloads.encoded.messages(file, encoding, request.offset):
+                self.core.traffic.sent_bytes += len(message)
+                yield message
         finally:
             os.close(file)
 

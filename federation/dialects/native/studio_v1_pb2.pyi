@@ -150,21 +150,23 @@ class ServerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "server_version", "combiner", "client_id", "client_name")
+    __slots__ = ("protocol", "server_version", "combiner", "client_id", "client_name", "upload_forms")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     COMBINER_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FORMS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     server_version: str
     combiner: str
     client_id: str
     client_name: str
-    def __init__(self, protocol: _Optional[int] = ..., server_version: _Optional[str] = ..., combiner: _Optional[str] = ..., client_id: _Optional[str] = ..., client_name: _Optional[str] = ...) -> None: ...
+    upload_forms: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, protocol: _Optional[int] = ..., server_version: _Optional[str] = ..., combiner: _Optional[str] = ..., client_id: _Optional[str] = ..., client_name: _Optional[str] = ..., upload_forms: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("assignment_id", "kind", "session_id", "session_name", "round", "model_id", "model_sha256", "model_size", "package_id", "package_sha256", "settings_json", "deadline_unix_s")
+    __slots__ = ("assignment_id", "kind", "session_id", "session_name", "round", "model_id", "model_sha256", "model_size", "package_id", "package_sha256", "settings_json", "deadline_unix_s", "compression")
     ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +179,7 @@ class Task(_message.Message):
     PACKAGE_SHA256_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     assignment_id: str
     kind: str
     session_id: str
@@ -189,7 +192,8 @@ class Task(_message.Message):
     package_sha256: str
     settings_json: str
     deadline_unix_s: float
-    def __init__(self, assignment_id: _Optional[str] = ..., kind: _Optional[str] = ..., session_id: _Optional[str] = ..., session_name: _Optional[str] = ..., round: _Optional[int] = ..., model_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_size: _Optional[int] = ..., package_id: _Optional[str] = ..., package_sha256: _Optional[str] = ..., settings_json: _Optional[str] = ..., deadline_unix_s: _Optional[float] = ...) -> None: ...
+    compression: str
+    def __init__(self, assignment_id: _Optional[str] = ..., kind: _Optional[str] = ..., session_id: _Optional[str] = ..., session_name: _Optional[str] = ..., round: _Optional[int] = ..., model_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_size: _Optional[int] = ..., package_id: _Optional[str] = ..., package_sha256: _Optional[str] = ..., settings_json: _Optional[str] = ..., deadline_unix_s: _Optional[float] = ..., compression: _Optional[str] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("assignment_id", "reason")
@@ -248,16 +252,18 @@ class UploadChunk(_message.Message):
     def __init__(self, head: _Optional[_Union[UploadHead, _Mapping]] = ..., data: _Optional[bytes] = ..., tail: _Optional[_Union[UploadTail, _Mapping]] = ...) -> None: ...
 
 class UploadHead(_message.Message):
-    __slots__ = ("assignment_id", "upload_id", "size", "offset")
+    __slots__ = ("assignment_id", "upload_id", "size", "offset", "form")
     ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
     assignment_id: str
     upload_id: str
     size: int
     offset: int
-    def __init__(self, assignment_id: _Optional[str] = ..., upload_id: _Optional[str] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+    form: str
+    def __init__(self, assignment_id: _Optional[str] = ..., upload_id: _Optional[str] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., form: _Optional[str] = ...) -> None: ...
 
 class UploadTail(_message.Message):
     __slots__ = ("sha256", "num_examples", "metadata_json")

@@ -9,8 +9,7 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 
-from clients_app.registration import register_device
-from clients_app.selectors import client_itself
+from clients_app.services import register_device
 from federation.dialects.controller.asked import fields_of
 from federation.dialects.controller.callers import Caller, token_of
 from federation.dialects.controller.view import ControllerView, MessageView, answer
@@ -38,12 +37,10 @@ class Enrol(MessageView):
     def post(self, request: HttpRequest, token: Token) -> HttpResponseBase:
         fields = fields_of(request)
         client_id = optional_id(fields, "client_id")
-        known = client_itself(client_id) if client_id else None
-        own_name = known.name if known is not None and known.project_id == token.project_id else ""
         client = register_device(
             token=token,
             client_id=client_id,
-            name=text(fields, "name", most=120) or own_name or f"device-{timezone.now():%y%m%d-%H%M%S}",
+            name=text(fields, "name", most=120) or None,
             dialect="scaleout",
             version=text(fields, "client_version", most=40),
         )

@@ -94,9 +94,6 @@ class Polled:
         while len(self.ended) > REMEMBERED:
             self.ended.popitem(last=False)
 
-    def known(self, task_id: uuid.UUID) -> Task | None:
-        return self.given.get(task_id) or self.ended.get(task_id)
-
     def task(self, *, session_id: str, round_id: str, model_id: str) -> Owed | None:
         """The newest task that records with these words are about; they carry no correlation id."""
         for owed in [*reversed(self.given.values()), *reversed(self.ended.values())]:

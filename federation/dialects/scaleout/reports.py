@@ -11,11 +11,11 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from clients_app import presence
+from federation.combiner.attributes import take_attributes
 from federation.combiner.connection import Identity
 from federation.combiner.core import CombinerCore
 from federation.combiner.intake import MAX_METADATA_BYTES, Receipt
-from federation.combiner.reported import MAX_VALIDATION_BYTES, finite_series
+from federation.combiner.reported import finite_series, json_object
 from federation.combiner.staging import SLACK_BYTES, WIDEST
 from federation.combiner.threads import in_rows
 from federation.dialects.scaleout import scaleout_pb2 as wire
@@ -51,19 +51,6 @@ def optional_uuid(text: str) -> uuid.UUID | None:
         return uuid.UUID(text)
     except ValueError:
         return None
-
-
-def json_object(text: str, what: str, most_bytes: int) -> dict[str, Any]:
-    """Raises StudioError. NaN and the infinities are no JSON: such a scalar is kept as null."""
-    if len(text.encode()) > most_bytes:
-        raise StudioError("too_long", f"{what} must be at most {most_bytes} bytes of JSON.")
-    try:
-        value = json.loads(text or "{}", parse_constant=lambda _name: None)
-    except (ValueError, RecursionError):
-        raise StudioError("not_json", f"{what} must be a JSON object.") from None
-    if not isinstance(value, dict):
-        raise StudioError("not_json", f"{what} must be a JSON object.")
-    return value
 
 
 def version_in(parameters: str) -> str:
@@ -124,15 +111,15 @@ async def _ended(core: CombinerCore, task: Task, report: wire.ActivityReport) ->
 async def model_update(core: CombinerCore, who: Identity, update: wire.ModelUpdate) -> Receipt:
     """Bind the uploaded container to its assignment. Raises StudioError 400, 404, 503."""
     assignment_id = correlated(update.correlation_id)
-    looked = await core.intake.look(who, assignment_id)
+    staged = await core.staging.find(who, update.model_update_id)
+    looked = await core.intake.look(who, assignment_id, now=staged is None)
     if isinstance(looked, Receipt):
         core.hub.done(who.client_id, assignment_id)
         return looked
-    staged = await core.staging.find(who, update.model_update_id)
     if staged is None:
         raise StudioError("no_upload", "The model of this update did not arrive; upload it first.", 404)
     try:
-        meta = json_object(update.meta, "meta", MAX_METADATA_BYTES)
+        meta = json_object(update.meta or "{}", "meta", MAX_METADATA_BYTES)
         training = meta.get("training_metadata")
         training = training if isinstance(training, dict) else {}
         examples = training.get("num_examples")
@@ -151,39 +138,6 @@ async def model_update(core: CombinerCore, who: Identity, update: wire.ModelUpda
     await core.staging.discard(staged)
     core.hub.done(who.client_id, assignment_id)
     return receipt
-
-
-async def validation(
-    core: CombinerCore, who: Identity, task: Task | None, report: wire.ModelValidation
-) -> Receipt:
-    """Of a round's model, or of one that a command asked to measure; `task` is what the id is known to mean."""
-    assignment_id = correlated(report.correlation_id)
-    try:
-        data = json_object(report.data, "A validation", MAX_VALIDATION_BYTES)
-    except StudioError as error:
-        await in_rows(
-            assignments.end_with_reason,
-            client_id=who.client_id,
-            assignment_id=assignment_id,
-            status=AssignmentStatus.REJECTED,
-            reason=error.message,
-        )
-        core.hub.done(who.client_id, assignment_id)
-        return Receipt("rejected", error.message)
-    if not isinstance(task, Owed) and await in_rows(
-        commands.accept_measured, client_id=who.client_id, order_id=assignment_id, data=data
-    ):
-        core.hub.done(who.client_id, assignment_id)
-        return Receipt("accepted")
-    verdict = await in_rows(
-        assignments.accept_validation,
-        client_id=who.client_id,
-        assignment_id=assignment_id,
-        data=data,
-        weight=0.0,  # as many examples as it trained on
-    )
-    core.hub.done(who.client_id, assignment_id)
-    return Receipt("accepted" if verdict.accepted else "refused", verdict.reason)
 
 
 async def metrics(who: Identity, polled: Polled | None, report: wire.ModelMetric) -> None:
@@ -243,7 +197,7 @@ def backlog(who: Identity, report: wire.BacklogReport) -> list[TelemetrySample]:
 
 async def attributes(who: Identity, values: dict[str, Any]) -> None:
     if values:
-        await in_rows(presence.merge_attributes, client_id=who.client_id, attributes=values)
+        await take_attributes(who, values, whole=False)
 
 
 def attribute_record(record: wire.AttributeRecord) -> dict[str, Any]:
@@ -267,7 +221,7 @@ async def inference(who: Identity, record: wire.InferenceResult) -> None:
 
 def _payload(text: str) -> dict[str, Any]:
     try:
-        return json_object(text, "The payload of a record", MAX_PAYLOAD_CHARS)
+        return json_object(text or "{}", "The payload of a record", MAX_PAYLOAD_CHARS)
     except StudioError:
         return {}
 

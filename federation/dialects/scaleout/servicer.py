@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import uuid
@@ -16,11 +15,13 @@ import grpc
 import structlog
 
 from clients_app.selectors import client_itself
-from federation.combiner.calls import Context, address_of
+from federation.combiner.calls import Context, caller_of
 from federation.combiner.connection import Farewell, Identity
 from federation.combiner.core import CombinerCore
+from federation.combiner.encoded import Encoding, send_encoded
 from federation.combiner.intake import Receipt
 from federation.combiner.threads import in_files, in_rows
+from federation.combiner.validations import take_validation
 from federation.dialects.scaleout import reports
 from federation.dialects.scaleout import scaleout_pb2 as wire
 from federation.dialects.scaleout.containers import CONTAINER
@@ -37,7 +38,7 @@ from foundation.errors import StudioError
 log = structlog.get_logger(__name__)
 M = TypeVar("M")
 
-SENT_BYTES = 128 << 10
+MODELS = wire.DESCRIPTOR.services_by_name["ModelService"].full_name
 CHUNK_BYTES = 4 << 20
 CALL_IDLE_S = 120.0
 RECORD_BATCH = 64
@@ -63,6 +64,11 @@ def register(core: CombinerCore, server: grpc.aio.Server) -> None:
     servicer = ScaleoutServicer(core)
     add_CombinerClientServicer_to_server(servicer, server)
     add_ModelServiceServicer_to_server(servicer, server)
+    send_encoded(server, MODELS, "Download", servicer.Download, wire.ModelRequest.FromString)
+
+
+def _chunk(_offset: int, data: bytes) -> bytes:
+    return wire.FileChunk(data=data).SerializeToString()
 
 
 async def refuse(context: Context, error: StudioError) -> None:
@@ -113,13 +119,6 @@ def streaming(
     return call
 
 
-def metadata_of(context: Context, name: str) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == name and isinstance(value, str):
-            return value
-    return ""
-
-
 class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
     def __init__(self, core: CombinerCore) -> None:
         self.core = core
@@ -128,15 +127,14 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
 
     async def _who(self, context: Context) -> Identity:
         """The caller, proven by the token in the call's metadata."""
-        scheme, _, secret = metadata_of(context, "authorization").partition(" ")
-        secret = secret.strip()
-        if scheme.lower() != "bearer" or not secret:
+        caller = caller_of(context)
+        if not caller.secret:
             raise StudioError("no_token", "Send the client's token in the call's metadata.", 401)
-        named = metadata_of(context, "client-id")
+        named = caller.metadata.get("client-id", "")
         client_id = reports.optional_uuid(named)
         if named and client_id is None:
             raise StudioError("bad_id", "client-id must be the UUID that the client registered by.", 401)
-        return await self.core.identify(secret, address_of(context.peer()), client_id)
+        return await self.core.identify(caller.secret, caller.address, client_id)
 
     # --- presence and tasks -----------------------------------------------------------------------------------
     @unary
@@ -262,10 +260,8 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
     @unary
     async def SendModelValidation(self, request: wire.ModelValidation, context: Context) -> wire.Response:
         who = await self._who(context)
-        task_id = reports.optional_uuid(request.correlation_id)
-        polled = self._polled.get(who.client_id)
-        task = polled.known(task_id) if polled is not None and task_id is not None else None
-        return await _answer(context, await reports.validation(self.core, who, task, request))
+        task_id = reports.correlated(request.correlation_id)
+        return await _answer(context, await take_validation(self.core.hub, who, task_id, request.data))
 
     @unary
     async def SendModelMetric(self, request: wire.ModelMetric, context: Context) -> wire.Response:
@@ -301,6 +297,7 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
     ) -> AsyncGenerator[wire.RecordAck, None]:
         who = await self._who(context)
         async for record in records:
+            who = await self._who(context)  # each time: a stream outlives the token that opened it
             self.core.hub.telemetry(reports.telemetry_record(who, record))
             yield wire.RecordAck(record_ids=[record.telemetry_id])
 
@@ -310,6 +307,7 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
     ) -> AsyncGenerator[wire.RecordAck, None]:
         who = await self._who(context)
         async for record in records:
+            who = await self._who(context)
             await reports.attributes(who, reports.attribute_record(record))
             yield wire.RecordAck(record_ids=[record.attribute_id])
 
@@ -319,6 +317,7 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
     ) -> AsyncGenerator[wire.RecordAck, None]:
         who = await self._who(context)
         async for record in records:
+            who = await self._who(context)
             await reports.inference(who, record)
             yield wire.RecordAck(record_ids=[record.inference_result_id])
 
@@ -327,7 +326,8 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
     async def Upload(self, chunks: AsyncIterator[wire.FileChunk], context: Context) -> wire.ModelResponse:
         """A container, kept under the id in its metadata until an update names it."""
         who = await self._who(context)
-        key = metadata_of(context, "model-id")
+        metadata = caller_of(context).metadata
+        key = metadata.get("model-id", "")
         if not key or len(key) > 200:
             raise StudioError(
                 "no_model_id", "Send the id of the uploaded model as `model-id` in the metadata."
@@ -336,7 +336,8 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
         try:
             while (chunk := await _next(chunks)) is not None:
                 await in_files(staged.write, chunk.data)
-            said = metadata_of(context, "checksum")
+                self.core.traffic.received_bytes += len(chunk.data)
+            said = metadata.get("checksum", "")
             if said and said.lower() != staged.sha256:
                 raise StudioError(
                     "checksum", "The bytes that arrived do not have the checksum that was named."
@@ -349,9 +350,7 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
         return wire.ModelResponse(status=wire.OK, message="received")
 
     @streaming
-    async def Download(
-        self, request: wire.ModelRequest, context: Context
-    ) -> AsyncGenerator[wire.FileChunk, None]:
+    async def Download(self, request: wire.ModelRequest, context: Context) -> AsyncGenerator[bytes, None]:
         """The model in its container, of which the trailing metadata tells the SHA-256."""
         who = await self._who(context)
         model_id = reports.optional_uuid(request.model_id)
@@ -359,13 +358,13 @@ class ScaleoutServicer(CombinerClientServicer, ModelServiceServicer):
             raise StudioError("bad_id", "model_id must be a UUID.")
         file, _grant = await self.core.grant_model(who, model_id, CONTAINER)
         try:
-            digest = hashlib.sha256()
-            offset = 0
-            while data := await in_files(os.pread, file, SENT_BYTES, offset):
-                digest.update(data)
-                offset += len(data)
-                yield wire.FileChunk(data=data)
-            context.set_trailing_metadata((("checksum", digest.hexdigest()),))
+            async for message in self.core.downloads.encoded.messages(
+                file, Encoding(f"scaleout {model_id}", _chunk)
+            ):
+                self.core.traffic.sent_bytes += len(message)
+                yield message
+            digest = await self.core.downloads.sha256_of(f"scaleout {model_id}", file)
+            context.set_trailing_metadata((("checksum", digest),))
         finally:
             os.close(file)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from federation.dialects.controller import uploads
 from federation.dialects.controller.asked import as_number, fields_of
 from federation.dialects.controller.callers import Caller
 from federation.dialects.controller.view import ControllerView, answer
@@ -15,8 +14,6 @@ from foundation.errors import forbidden, invalid
 from projects.choices import Action
 
 LARGEST = 1 << 62
-
-uploads.register(lambda caller, file_token: chunked.taken(actor=caller.actor, file_token=file_token))
 
 
 class Begin(ControllerView):

@@ -10,6 +10,7 @@ from federation.models.services.defaults import (
 )
 from federation.models.services.measured import (
     LoggedMetric,
+    TrainingReport,
     record_logged_metrics,
     record_training_metadata,
     record_validation,
@@ -20,6 +21,7 @@ from federation.models.services.trail import add_round_model
 
 __all__ = [
     "LoggedMetric",
+    "TrainingReport",
     "add_round_model",
     "bring_model",
     "bring_package",

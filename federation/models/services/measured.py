@@ -162,21 +162,23 @@ def record_logged_metrics(
     return len(rows)
 
 
-def record_training_metadata(
-    *,
-    project_id: uuid.UUID,
-    session_id: uuid.UUID | None,
-    round_number: int | None,
-    model_id: uuid.UUID,
-    client_id: uuid.UUID,
-    metadata: Mapping[str, Any],
-    weight: float,
-) -> int:
-    """Keep the scalars of an accepted update's metadata as training metrics; answers how many. The metadata
-    itself stays on the assignment. Runs in the transaction that accepts, so it happens once."""
-    source = Measured(project_id, session_id, round_number, model_id, client_id)
-    values, _left_out = _metrics_in(metadata)
-    return _insert(source, Metric.Source.TRAINING, values.items(), _weight(weight))
+@dataclass(frozen=True)
+class TrainingReport(Measured):
+    """What a client said of its training with an update; `weight`: the examples behind it."""
+
+    metadata: Mapping[str, Any]
+    weight: float
+
+
+def record_training_metadata(reports: Iterable[TrainingReport]) -> int:
+    """Keep the scalars of accepted updates' metadata as training metrics, in one insert; answers how many. The
+    metadata itself stays on the assignment. Runs in the transaction that accepts, so it happens once."""
+    rows = [
+        _row(report, Metric.Source.TRAINING, name, value, _weight(report.weight))
+        for report in reports
+        for name, value in _metrics_in(report.metadata)[0].items()
+    ]
+    return len(Metric.objects.bulk_create(rows))
 
 
 def _metrics_in(data: Any) -> tuple[dict[str, float], int]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from django.db import transaction
+import structlog
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, transaction
 from django.db.models.functions import Now
 
 from clients_app.models import Combiner
-from federation.events.services import publish
+from federation.aggregation.aggregators import UpdateFacts
+from federation.events.models import Event
+from federation.events.services import event, publish, publish_many
 from federation.models import services as models
-from federation.sessions import rounds
+from federation.sessions import counting, privacy
+from federation.sessions.assignments import arrivals
 from federation.sessions.choices import (
     ASSIGNMENT_MOVES,
     LIVE_ASSIGNMENT,
@@ -24,11 +28,16 @@ from federation.sessions.choices import (
     SessionStatus,
     ShareStatus,
 )
-from federation.sessions.locks import lock_round
+from federation.sessions.config import SessionConfig
 from federation.sessions.models import Assignment, CombinerShare, Round, Session
 from foundation import hints
 from foundation.clock import db_now
+from foundation.errors import StudioError
 from foundation.moves import move
+
+log = structlog.get_logger(__name__)
+
+OF_THE_ROW = (DataError, IntegrityError)
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,15 @@ class SpooledUpdate:
     num_examples: float
     update_norm: float
     metadata: dict[str, Any]
+    delta_norm: float | None = None  # where the session needs it
+    sent_bytes: int | None = None  # what travelled
+    encoding: str = ""  # how it was compressed on the way, if it was
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`accepted` also for a second copy; then `spool_name` is the file that counts. `superseded`: a newer combiner
-    runs under this name, so nothing was decided; the client sends to that one."""
+    """`accepted` also for a second copy; then `spool_name` is the file that counts. `weight` is the update's in the
+    fold. `superseded`: a newer combiner runs under this name, so nothing was decided; the client sends to that one."""
 
     accepted: bool
     reason: str = ""
@@ -57,91 +69,159 @@ class Verdict:
     spool_name: str = ""
     closes: bool = False
     superseded: bool = False
+    unkept: bool = False
+    weight: float | None = None
+    round_id: uuid.UUID | None = None  # that of the share
 
 
 def accept_updates(
     *, combiner_id: uuid.UUID, epoch: int, updates: Sequence[SpooledUpdate]
 ) -> dict[uuid.UUID, Verdict]:
-    """One transaction for each round. The transaction that accepts the last update closes the round itself."""
-    by_round: dict[uuid.UUID, list[SpooledUpdate]] = defaultdict(list)
-    for update in updates:
-        by_round[update.round_id].append(update)
+    """One transaction for each round (asynchronous: for each session). Whichever accepts the last update closes it.
+    Raises only what the database is to blame for: an update that cannot be kept is refused, and no other with it."""
     verdicts: dict[uuid.UUID, Verdict] = {}
-    for round_id, batch in sorted(by_round.items()):
-        verdicts |= _accept_in_round(combiner_id, epoch, round_id, batch)
+    for batch in arrivals.grouped(updates):
+        try:
+            verdicts |= _accept_together(combiner_id, epoch, batch)
+        except Exception as error:
+            if isinstance(error, (DatabaseError, InterfaceError)) and not isinstance(error, OF_THE_ROW):
+                raise
+            if len(batch) > 1:
+                for update in batch:
+                    verdicts |= accept_updates(combiner_id=combiner_id, epoch=epoch, updates=[update])
+                continue
+            log.exception("accept.unkept", assignment=str(batch[0].assignment_id))
+            verdicts[batch[0].assignment_id] = Verdict(
+                False, "the server cannot keep what came with it", unkept=True
+            )
     return verdicts
 
 
-def _accept_in_round(
-    combiner_id: uuid.UUID, epoch: int, round_id: uuid.UUID, batch: list[SpooledUpdate]
+def _accept_together(
+    combiner_id: uuid.UUID, epoch: int, batch: list[SpooledUpdate]
 ) -> dict[uuid.UUID, Verdict]:
     with transaction.atomic():
-        round_ = lock_round(round_id)
-        if round_ is None:
+        taking = arrivals.taking(batch[0].round_id)
+        if taking is None:
             return {u.assignment_id: Verdict(False, "this round no longer exists") for u in batch}
         if not Combiner.objects.filter(pk=combiner_id, epoch=epoch).exists():
             gone = Verdict(False, "another combiner has taken over; connect again", superseded=True)
             return {u.assignment_id: gone for u in batch}
+        round_ = taking.round
         share = _share_to_fill(round_, combiner_id)
         now = db_now()
+        rows = _locked(batch)
+        taking.age(rows.values(), now)
         verdicts: dict[uuid.UUID, Verdict] = {}
-        fresh: list[SpooledUpdate] = []
+        fresh: list[Assignment] = []
         for update in sorted(batch, key=lambda u: u.assignment_id):
-            taken = share is not None and move(
-                Assignment.objects.filter(pk=update.assignment_id, client_id=update.client_id),
-                ASSIGNMENT_MOVES,
-                AssignmentStatus.ACCEPTED,
-                share=share,
-                ended_at=now,
-                progress=1.0,
-                spool_name=update.spool_name,
-                sha256=update.sha256,
-                size_bytes=update.size_bytes,
-                num_examples=update.num_examples,
-                update_norm=update.update_norm,
-                metadata=update.metadata,
-                error="",
-            )
-            if taken and share is not None:
-                verdicts[update.assignment_id] = Verdict(True, "", share.pk, update.spool_name)
-                fresh.append(update)
+            row = rows.get(update.assignment_id)
+            if row is not None and row.client_id != update.client_id:
+                row = None
+            if row is not None and row.status == AssignmentStatus.ACCEPTED:  # a second copy
+                verdict = _accepted_already(row)
+            elif (
+                share is None or row is None or AssignmentStatus.ACCEPTED not in ASSIGNMENT_MOVES[row.status]
+            ):
+                verdict = Verdict(False, refusal(round_, row))
             else:
-                verdicts[update.assignment_id] = _read_again(update, round_)
-        if not fresh:
-            if share is not None and not share.assignments.exists():
-                share.delete()  # made for a late update; an empty one would have no partial
-            return verdicts
-        counts = rounds.tally(round_)
-        if rounds.rule_met(round_, counts, now):
-            rounds.close(round_, counts, now)
-            verdicts = {
-                key: Verdict(v.accepted, v.reason, v.share_id, v.spool_name, closes=True)
-                for key, v in verdicts.items()
-            }
-        for update in fresh:
-            models.record_training_metadata(
-                project_id=round_.project_id,
-                session_id=round_.session_id,
-                round_number=round_.number,
-                model_id=round_.input_model_id,
-                client_id=update.client_id,
-                metadata=update.metadata,
-                weight=update.num_examples,
-            )
-            publish(
-                project_id=round_.project_id,
-                kind="update.accepted",
-                message=f"Update for round {round_.number} accepted ({update.num_examples:g} examples).",
-                session_id=round_.session_id,
-                round_number=round_.number,
-                client_id=update.client_id,
-                combiner_id=combiner_id,
-                norm=update.update_norm,
-                size_bytes=update.size_bytes,
-            )
-    if counts.live == 0 and counts.accepted < round_.min_updates:
+                verdict = _fill(row, update, share, round_, taking.config, now)
+                fresh += [row] * verdict.accepted
+            verdicts[update.assignment_id] = verdict
+        if fresh:
+            _write(fresh)
+            models.record_training_metadata(_reports(fresh, round_))
+            publish_many([_accepted_event(row, round_, combiner_id) for row in fresh])
+        elif share is not None and not share.assignments.exists():
+            share.delete()  # made for a late update; an empty one would have no partial
+        if taking.settle(fresh, now):
+            verdicts = {key: replace(v, closes=True) for key, v in verdicts.items()}
+    if taking.look:
         look_now(round_.session_id)
     return verdicts
+
+
+def _accepted_already(row: Assignment) -> Verdict:
+    share = CombinerShare.objects.filter(assignments=row).only("round_id").first()
+    return Verdict(
+        True, "", row.share_id, row.spool_name, weight=row.weight, round_id=share.round_id if share else None
+    )
+
+
+def _locked(batch: list[SpooledUpdate]) -> dict[uuid.UUID, Assignment]:
+    rows = Assignment.objects.select_for_update(of=("self",), no_key=True).order_by("id")
+    return {row.pk: row for row in rows.filter(pk__in=[update.assignment_id for update in batch])}
+
+
+def _fill(
+    row: Assignment,
+    update: SpooledUpdate,
+    share: CombinerShare,
+    round_: Round,
+    config: SessionConfig,
+    now: dt.datetime,
+) -> Verdict:
+    """What an accepted update makes of its locked row; `_write` stores it."""
+    facts = UpdateFacts(
+        key=str(row.client_id),
+        num_examples=update.num_examples,
+        metadata=update.metadata,
+        base=str(row.model_id),
+        delta_norm=update.delta_norm,
+        staleness=row.staleness,
+    )
+    try:
+        row.weight = counting.fold_weight(facts, config, privacy.of_round(round_, config))
+    except StudioError as error:
+        return Verdict(False, error.message)
+    row.status, row.share, row.ended_at = AssignmentStatus.ACCEPTED, share, now
+    row.progress, row.error = 1.0, ""
+    row.spool_name, row.sha256, row.size_bytes = update.spool_name, update.sha256, update.size_bytes
+    row.sent_bytes, row.encoding = update.sent_bytes, update.encoding
+    row.num_examples, row.metadata = update.num_examples, update.metadata
+    row.update_norm, row.delta_norm = update.update_norm, update.delta_norm
+    return Verdict(True, "", share.pk, update.spool_name, weight=row.weight, round_id=round_.pk)
+
+
+_FILLED = (
+    "status", "share", "ended_at", "progress", "error", "spool_name", "sha256", "size_bytes", "sent_bytes",
+    "encoding", "num_examples", "metadata", "update_norm", "delta_norm", "weight", "staleness",
+)  # fmt: skip
+
+
+def _write(rows: list[Assignment]) -> None:
+    """Locked rows in one statement. An upsert: `bulk_update` builds a CASE per field and row, which costs more than
+    a statement for each row."""
+    Assignment.objects.bulk_create(rows, update_conflicts=True, unique_fields=["id"], update_fields=_FILLED)
+
+
+def _reports(rows: list[Assignment], round_: Round) -> list[models.TrainingReport]:
+    return [
+        models.TrainingReport(
+            project_id=round_.project_id,
+            session_id=round_.session_id,
+            round_number=round_.number,
+            model_id=row.model_id,
+            client_id=row.client_id,
+            metadata=row.metadata,
+            weight=row.num_examples or 0.0,
+        )
+        for row in rows
+    ]
+
+
+def _accepted_event(row: Assignment, round_: Round, combiner_id: uuid.UUID) -> Event:
+    return event(
+        project_id=round_.project_id,
+        kind="update.accepted",
+        message=f"Update for round {round_.number} accepted ({row.num_examples:g} examples).",
+        session_id=round_.session_id,
+        round_number=round_.number,
+        client_id=row.client_id,
+        combiner_id=combiner_id,
+        norm=row.update_norm,
+        size_bytes=row.size_bytes,
+    )
 
 
 def _share_to_fill(round_: Round, combiner_id: uuid.UUID) -> CombinerShare | None:
@@ -157,13 +237,6 @@ def _share_to_fill(round_: Round, combiner_id: uuid.UUID) -> CombinerShare | Non
     if round_.status != RoundStatus.TRAINING:
         return None
     return CombinerShare.objects.create(project_id=round_.project_id, round=round_, combiner_id=combiner_id)
-
-
-def _read_again(update: SpooledUpdate, round_: Round) -> Verdict:
-    row = Assignment.objects.filter(pk=update.assignment_id, client_id=update.client_id).first()
-    if row is not None and row.status == AssignmentStatus.ACCEPTED:
-        return Verdict(True, "", row.share_id, row.spool_name)
-    return Verdict(False, refusal(round_, row))
 
 
 def refusal(round_: Round, row: Assignment | None) -> str:
@@ -231,15 +304,15 @@ def end_with_reason(
 
 def accept_validation(
     *, client_id: uuid.UUID, assignment_id: uuid.UUID, data: dict[str, Any], weight: float
-) -> Verdict:
-    """Keep a client's validation of a model. A second copy changes nothing."""
+) -> Verdict | None:
+    """Keep a client's validation of a model. A second copy changes nothing. None: it has no such assignment."""
     row = (
         Assignment.objects.filter(pk=assignment_id, client_id=client_id, kind=AssignmentKind.VALIDATE)
         .select_related("round__session", "client")
         .first()
     )
     if row is None:
-        return Verdict(False, "there is no such validation of yours")
+        return None
     if row.status == AssignmentStatus.ACCEPTED:
         return Verdict(True)
     if weight <= 0:
@@ -284,7 +357,10 @@ def accept_validation(
 def _examples_of(row: Assignment) -> float:
     known = (
         Assignment.objects.filter(
-            round_id=row.round_id, client_id=row.client_id, kind=AssignmentKind.TRAIN, num_examples__gt=0
+            share__round_id=row.round_id,
+            client_id=row.client_id,
+            kind=AssignmentKind.TRAIN,
+            num_examples__gt=0,
         )
         .values_list("num_examples", flat=True)
         .first()

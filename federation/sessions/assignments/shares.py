@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Exists, OuterRef, QuerySet
 from django.db.models.functions import Now
 
 from clients_app.models import Combiner
-from federation.aggregation.aggregators import AGGREGATORS
 from federation.events.services import publish
-from federation.sessions import engine, rounds
+from federation.sessions import committing, counting, lost, rounds
 from federation.sessions.assignments.acceptance import look_now
 from federation.sessions.choices import (
     OPEN_ROUND,
@@ -21,6 +22,7 @@ from federation.sessions.choices import (
     RoundStatus,
     ShareStatus,
 )
+from federation.sessions.committing import ReducedModel
 from federation.sessions.config import SessionConfig
 from federation.sessions.locks import lock_round, lock_session
 from federation.sessions.models import Assignment, CombinerShare, Round
@@ -34,7 +36,8 @@ class AcceptedUpdate:
     assignment_id: uuid.UUID
     client_name: str
     spool_name: str
-    num_examples: float
+    weight: float  # in the fold; 0: it is counted, but not folded
+    update_key: str = ""  # where storage has it, once it was collected
 
 
 @dataclass(frozen=True)
@@ -43,41 +46,95 @@ class ShareWork:
 
     share_id: uuid.UUID
     round_id: uuid.UUID
+    session_id: uuid.UUID
     project_id: uuid.UUID
     closing: bool
     is_model: bool  # the partial is the model as it is: the only share, and plain averaging
+    collects: bool  # the updates go to storage as they came; there is no partial
     layout: list[Any]
     accepted: tuple[AcceptedUpdate, ...]
 
 
-def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[ShareWork]:
-    states = [ShareStatus.CLOSING] if closing_only else [ShareStatus.OPEN, ShareStatus.CLOSING]
-    shares = (
-        CombinerShare.objects.filter(combiner_id=combiner_id, status__in=states)
-        .select_related("round__input_model", "round__session")
-        .order_by("id")
-    )
-    work = []
-    for share in shares:
-        accepted = (
-            share.assignments.filter(status=AssignmentStatus.ACCEPTED).select_related("client").order_by("id")
+def weight_of(row: Assignment) -> float:
+    return counted_weight(row.weight, row.num_examples)
+
+
+def counted_weight(weight: float | None, num_examples: float | None) -> float:
+    """In the fold. Rows that were accepted before weights were kept count by their examples."""
+    return weight if weight is not None else num_examples or 0.0
+
+
+def note_collected(*, combiner_id: uuid.UUID, epoch: int, keys: Mapping[uuid.UUID, str]) -> set[uuid.UUID]:
+    """Accepted updates of this combiner are in storage under these keys; answers which rows name theirs, whoever asks
+    again included. Another copy was there before, or the row no longer counts: then the key is nobody's."""
+    with transaction.atomic():
+        # Locked before anything is looked at: what an earlier call of ours wrote is seen, though its answer was lost.
+        rows = list(
+            Assignment.objects.select_for_update(of=("self",), no_key=True)
+            .filter(pk__in=list(keys))
+            .order_by("id")
+            .select_related("share")
+            .only("update_key", "status", "share__combiner_id", "share__status")
         )
-        config = SessionConfig.from_json(share.round.session.config)
-        aggregator = AGGREGATORS.get(config.aggregator)  # none: the reduction says so
-        others = CombinerShare.objects.filter(round_id=share.round_id).exclude(pk=share.pk)
+        fresh = [row for row in rows if _wants_copy(row, combiner_id)]
+        if fresh and Combiner.objects.filter(pk=combiner_id, epoch=epoch).exists():
+            for row in fresh:
+                row.update_key = keys[row.pk]
+            Assignment.objects.bulk_update(fresh, ["update_key"])
+    return {row.pk for row in rows if row.update_key == keys[row.pk]}
+
+
+def _wants_copy(row: Assignment, combiner_id: uuid.UUID) -> bool:
+    return (
+        row.status == AssignmentStatus.ACCEPTED
+        and not row.update_key
+        and row.share is not None
+        and row.share.combiner_id == combiner_id
+        and row.share.status in (ShareStatus.OPEN, ShareStatus.CLOSING)
+    )
+
+
+def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[ShareWork]:
+    """Two queries, however many there are; no row becomes an object."""
+    states = [ShareStatus.CLOSING] if closing_only else [ShareStatus.OPEN, ShareStatus.CLOSING]
+    others = CombinerShare.objects.filter(round=OuterRef("round")).exclude(pk=OuterRef("pk"))
+    shares = list(
+        CombinerShare.objects.filter(combiner_id=combiner_id, status__in=states)
+        .order_by("id")
+        .values_list(
+            "pk",
+            "round_id",
+            "round__session_id",
+            "project_id",
+            "status",
+            "round__session__config",
+            "round__input_model__layout",
+            ~Exists(others.exclude(status=ShareStatus.ABANDONED)),
+        )
+    )
+    if not shares:
+        return []
+    accepted: dict[uuid.UUID, list[AcceptedUpdate]] = {share[0]: [] for share in shares}
+    rows = Assignment.objects.filter(share_id__in=list(accepted), status=AssignmentStatus.ACCEPTED)
+    for share_id, pk, client_name, spool_name, weight, examples, update_key in rows.order_by(
+        "id"
+    ).values_list("share_id", "pk", "client__name", "spool_name", "weight", "num_examples", "update_key"):
+        counted = counted_weight(weight, examples)
+        accepted[share_id].append(AcceptedUpdate(pk, client_name, spool_name, counted, update_key))
+    work = []
+    for pk, round_id, session_id, project_id, status, said, layout, alone in shares:
+        config = SessionConfig.from_json(said)
         work.append(
             ShareWork(
-                share_id=share.pk,
-                round_id=share.round_id,
-                project_id=share.project_id,
-                closing=share.status == ShareStatus.CLOSING,
-                is_model=aggregator is not None
-                and aggregator.plain_mean
-                and not others.exclude(status=ShareStatus.ABANDONED).exists(),
-                layout=share.round.input_model.layout,
-                accepted=tuple(
-                    AcceptedUpdate(a.pk, a.client.name, a.spool_name, a.num_examples or 0.0) for a in accepted
-                ),
+                share_id=pk,
+                round_id=round_id,
+                session_id=session_id,
+                project_id=project_id,
+                closing=status == ShareStatus.CLOSING,
+                is_model=counting.adopts_partial(config) and alone,
+                collects=counting.collects(config),
+                layout=layout,
+                accepted=tuple(accepted[pk]),
             )
         )
     return work
@@ -86,19 +143,38 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
 def finish_share(
     *,
     share_id: uuid.UUID,
+    round_id: uuid.UUID,
+    session_id: uuid.UUID,
     combiner_id: uuid.UUID,
     epoch: int,
-    partial_key: str,
-    partial_sha256: str,
+    partial_key: str = "",
+    partial_sha256: str = "",
     weight: float,
     updates: int,
-    is_model: bool,
+    is_model: bool = False,
+    collected: bool = False,
 ) -> bool:
-    """closing -> finished; the one that finishes the last share starts the reduction. False: given up meanwhile."""
-    round_id = CombinerShare.objects.values_list("round_id", flat=True).get(pk=share_id)
+    """closing -> finished; the one that finishes the last share starts the reduction, or, where its partial is the
+    model as it is, commits the round. No partial: the updates were collected, or none of them has any weight. False:
+    given up meanwhile."""
     with transaction.atomic():
+        session = lock_session(session_id) if is_model else None  # locks go in order: Session, Round, Share
         round_ = lock_round(round_id)
-        if round_ is None or not Combiner.objects.filter(pk=combiner_id, epoch=epoch).exists():
+        if round_ is None:
+            return False
+        rows = CombinerShare.objects.filter(round=round_)
+        shares = {
+            pk: known
+            for pk, *known in rows.values_list(
+                "pk", "status", "partial_key", "combiner_id", "combiner__epoch"
+            )
+        }
+        status, stored, *runs = shares.pop(share_id)
+        if status == ShareStatus.FINISHED:
+            return bool(stored == partial_key)  # also by a commit of ours whose answer was lost: no leftover
+        if runs != [combiner_id, epoch]:
+            return False
+        if collected and _accepted_of(share_id).filter(update_key="").exists():
             return False
         finished = move(
             CombinerShare.objects.filter(pk=share_id),
@@ -109,16 +185,26 @@ def finish_share(
             weight=weight,
             updates=updates,
             is_model=is_model,
+            collected=collected,
             ended_at=Now(),
         )
-        if not finished:
+        if not finished:  # it was given up, or another attempt's partial is the share's
             return False
-        if round_.status == RoundStatus.CLOSING and rounds.shares_done(round_):
-            if rounds.tally(round_).accepted >= round_.min_updates:
-                rounds.start_reducing(round_, db_now())
+        others = {status for status, *_ in shares.values()} - {ShareStatus.ABANDONED}
+        if round_.status == RoundStatus.CLOSING and others <= {ShareStatus.FINISHED}:
+            if rounds.tally(round_).accepted < round_.min_updates:
+                hints.wake_session(str(session_id))
+            elif session is not None and partial_key and not others:
+                adopted = ReducedModel(partial_key, partial_sha256, 0, updates, weight)
+                committing.adopt_partial(session, round_, adopted, db_now())
+                hints.wake_session(str(session_id))
             else:
-                hints.wake_session(str(round_.session_id))
+                rounds.start_reducing(round_, db_now())
     return True
+
+
+def _accepted_of(share_id: uuid.UUID) -> QuerySet[Assignment]:
+    return Assignment.objects.filter(share_id=share_id, status=AssignmentStatus.ACCEPTED)
 
 
 def abandon_share(*, share_id: uuid.UUID, reason: str) -> None:
@@ -129,7 +215,12 @@ def abandon_share(*, share_id: uuid.UUID, reason: str) -> None:
         lock_session(round_row.session_id)
         round_ = lock_round(share.round_id)
         if round_ is not None:
-            engine.lose_share(share, round_, reason)
+            share.refresh_from_db(fields=["status"])
+            if share.status in (
+                ShareStatus.OPEN,
+                ShareStatus.CLOSING,
+            ):  # else its updates are in a model already
+                lost.lose_share(share, round_, reason)
     look_now(round_row.session_id)
 
 
@@ -181,7 +272,7 @@ def spool_names_in_use(combiner_id: uuid.UUID) -> set[str]:
     return set(
         Assignment.objects.filter(
             share__combiner_id=combiner_id,
-            round__status__in=OPEN_ROUND,
+            share__round__status__in=OPEN_ROUND,
             status=AssignmentStatus.ACCEPTED,
         ).values_list("spool_name", flat=True)
     )

@@ -6,6 +6,7 @@ from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_GET
 
+from clients_app.combiner_states import combiner_states
 from clients_app.selectors import combiners_of
 from federation.events.pages import live_frame
 from federation.events.selectors import events_of
@@ -28,7 +29,7 @@ def project_dashboard(request: HttpRequest, slug: str) -> HttpResponse:
     context |= {
         "counts": counts,
         "guide": counts.steps if not counts.trained else [],
-        "combiners": combiners_of(project),
+        "combiners": combiner_states(project, list(combiners_of(project))),
         "running": running,
         "last_session": None if running else sessions_of(actor, project).first(),
         "latest": latest,

@@ -22,6 +22,7 @@ from federation.sessions import services
 from federation.sessions.config import parse_spec
 from federation.sessions.forms import StartForm
 from federation.sessions.models import Session
+from federation.sessions.selectors import clients_named
 from projects.actors import Actor
 from projects.choices import Action
 from projects.models import Project
@@ -65,6 +66,7 @@ def _form(
             (str(row.pk), f"{row.name} ({row.sha256[:8]})") for row in packages_of(actor, project)[:CHOICES]
         ],
         models=_model_choices(actor, project),
+        find_clients=lambda words: clients_named(actor, project, words),
     )
 
 
@@ -97,11 +99,13 @@ def _submit(request: HttpRequest, tab: str, project: Project, form: Form) -> Any
             ),
         )
     assert isinstance(form, StartForm)
-    spec_values = form.spec_values()
-    session = attempt(
-        form, lambda: services.create_session(actor=actor, project=project, spec=parse_spec(spec_values))
-    )
+    session = attempt(form, lambda: _create(actor, project, form))
     return None if session is None else services.start_session(actor=actor, session=session)
+
+
+def _create(actor: Actor, project: Project, form: StartForm) -> Session:
+    with form.refusals_at_fields():
+        return services.create_session(actor=actor, project=project, spec=parse_spec(form.spec_values()))
 
 
 def _show(

@@ -66,21 +66,31 @@ def list_clients(project: str | None, as_json: bool) -> None:
 @click.option("--name", help="Shown in this client's own lines; the server knows it by its config.")
 @click.option("--data-path", type=click.Path(path_type=Path), help="Passed on as STUDIO_DATA_PATH.")
 @click.option("--work-dir", type=click.Path(path_type=Path), help="Where models and unsent updates are kept.")
+@click.option(
+    "--attribute", "attributes", multiple=True, metavar="NAME=VALUE",
+    help="What sessions may choose this client by: region=eu, gpu=1, tags=mobile,lab. Again for each.",
+)  # fmt: skip
 def start(
-    config_file: Path, folder: Path | None, name: str | None, data_path: Path | None, work_dir: Path | None
+    config_file: Path,
+    folder: Path | None,
+    name: str | None,
+    data_path: Path | None,
+    work_dir: Path | None,
+    attributes: tuple[str, ...],
 ) -> None:
     """Run a client until it is stopped.
 
     Exit codes: 0 stopped, 2 usage, 3 refused, 4 package, 5 environment, 6 protocol, 7 TLS.
     """
     # gRPC is loaded only by the command that needs it
+    from ..client.attributes import from_text
     from ..client.config import ClientConfig
     from ..client.federated import FederatedClient
     from ..project import process_group
 
     config = ClientConfig.read(config_file)
     environ = {"STUDIO_DATA_PATH": str(data_path.absolute())} if data_path else {}
-    runtime = FederatedClient(config, name=name, work_dir=work_dir)
+    runtime = FederatedClient(config, name=name, work_dir=work_dir, attributes=from_text(attributes))
     runtime.use_package(folder.absolute() if folder else None, environ)
 
     def end() -> None:

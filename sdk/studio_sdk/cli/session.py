@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -12,8 +13,14 @@ import click
 from ..api import StudioApi
 from ..errors import SdkError
 from .logins import api, project_slug
-from .output import json_option, print_json, print_rows, project_option
+from .output import json_option, print_json, print_rows, project_option, shown
+from .session_settings import settings_of, settings_options
 
+ABOUT = (
+    "id", "name", "status", "reason", "waiting_for", "rounds_done", "rounds_wanted", "package", "seed_model",
+    "current_model",
+)  # fmt: skip
+GROUPS = ("aggregator_kwargs", "selection", "asynchronous", "privacy")
 ENDED = {"finished", "failed", "stopped"}
 LOOK_EVERY_S = 1.0
 
@@ -29,41 +36,56 @@ def session() -> None:
 @click.option(
     "--package", "package_id", help="Package id; default: the newest one. `none`: clients bring their own."
 )
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), help="Default: 5.")
 @click.option("--round-timeout", "round_timeout_s", type=float, help="Seconds per round.")
 @click.option("--min-clients", type=click.IntRange(1))
 @click.option("--requested-clients", type=click.IntRange(1), help="Default: all that are online.")
-@click.option("--min-updates", type=click.IntRange(1))
-@click.option("--validate/--no-validate", default=True, show_default=True)
+@click.option("--min-updates", type=click.IntRange(1), help="A round counts with so many.")
+@click.option(
+    "--validate/--no-validate", default=None, help="Whether clients measure each model (default: yes)."
+)
 @click.option("--settings", help="Client settings (hyper-parameters) as a JSON object.")
-@click.option("--aggregator", help="How updates become a model: fedavg (default) or fedopt.")
-@click.option("--aggregator-args", help='Its arguments as a JSON object, such as {"serveropt": "adam"}.')
+@settings_options
 @click.option("--target", help="Stop early, for example accuracy>=0.95 or loss<=0.1.")
 @click.option("--watch", is_flag=True, help="Then show its rounds until it ends.")
 @project_option
 @json_option
 def start(
-    name: str, seed_model: str | None, package_id: str | None, settings: str | None,
-    aggregator_args: str | None, target: str | None, watch: bool, project: str | None, as_json: bool, **options: Any,
+    name: str, seed_model: str | None, package_id: str | None, settings: str | None, target: str | None,
+    clients: str | None, watch: bool, project: str | None, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Create a session and start it."""
-    wanted: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    """Create a session and start it.
+
+    What is not said has the server's default. Each setting is explained in docs/sessions.md.
+
+    \b
+    studio session start --rounds 20 --fraction 0.2 --watch
+    studio session start --aggregator fedadam --aggregator-args learning_rate=0.01
+    studio session start --select guided --fraction 0.2 --over-commit 1.3 --where 'region=eu and gpu>=1'
+    studio session start --async buffer=10,concurrency=40
+    studio session start --private clip=1,noise=1.1,clients=100,budget=8
+    """
+    wanted = settings_of(options)
+    wanted |= {key: value for key, value in options.items() if value is not None}
     if name:
         wanted["name"] = name
     if settings is not None:
         wanted["client_settings"] = _json_object("--settings", settings, '{"lr": 0.1}')
-    if aggregator_args is not None:
-        example = '{"serveropt": "adam"}'
-        wanted["aggregator_kwargs"] = _json_object("--aggregator-args", aggregator_args, example)
     if target is not None:
         wanted["target"] = _target(target)
     with api() as client:
         slug = project_slug(project, client)
-        seed = seed_model or _newest(client.models(slug), "model", "studio model upload FILE")
-        if package_id != "none":
+        if clients is not None:
+            wanted["client_ids"] = _client_ids(client, slug, clients)
+        seed = seed_model or wanted.pop("seed_model", None)
+        wanted.pop("seed_model", None)
+        seed = seed or _newest(client.models(slug), "model", "studio model upload FILE")
+        if package_id == "none":
+            wanted["package"] = None
+        elif package_id or "package" not in wanted:
             hint = "studio package upload FILE"
             wanted["package"] = package_id or _newest(client.packages(slug), "package", hint)
-        row = client.create_session(slug, seed, **wanted)
+        row = client.create_session(slug, str(seed), **wanted)
         if as_json and not watch:
             print_json(row)
         elif not as_json:
@@ -98,6 +120,36 @@ def stop(session_id: str, project: str | None, as_json: bool) -> None:
         click.echo(f"{row['name']}: {row['status']}")
 
 
+@session.command()
+@click.argument("session_id", required=False)
+@project_option
+@json_option
+def show(session_id: str | None, project: str | None, as_json: bool) -> None:
+    """Show a session and what it was asked to do (default: the newest session)."""
+    with api() as client:
+        slug = project_slug(project, client)
+        row = client.session(
+            slug, session_id or _newest(client.sessions(slug), "session", "studio session start")
+        )
+    if as_json:
+        print_json(row)
+        return
+    lines = [(name, row.get(name)) for name in ABOUT] + list(_flat(row.get("config") or {}))
+    lines = [(name, value) for name, value in lines if value not in (None, "", [], {})]
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"{name.ljust(width)}  {shown(value)}")
+
+
+def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings by their names for `--set`."""
+    for name, value in config.items():
+        if name in GROUPS and isinstance(value, dict):
+            yield from ((f"{name}.{inner}", each) for inner, each in value.items())
+        else:
+            yield name, value
+
+
 @session.command("list")
 @project_option
 @json_option
@@ -117,6 +169,18 @@ def _newest(rows: Any, what: str, hint: str) -> str:
     if newest is None:
         raise SdkError(f"The project has no {what} yet: {hint}", 4)
     return str(newest["id"])
+
+
+def _client_ids(client: StudioApi, slug: str, text: str) -> list[str]:
+    ids: dict[str, str] = {}
+    for row in client.clients(slug):
+        ids |= {str(row["id"]): str(row["id"]), str(row["name"]): str(row["id"])}
+    found = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        if word not in ids:
+            raise SdkError(f"The project has no client called {word}: studio client list", 4)
+        found.append(ids[word])
+    return found
 
 
 def _json_object(option: str, text: str, example: str) -> dict[str, Any]:
@@ -186,5 +250,7 @@ def _print_round(entry: dict[str, Any], as_json: bool) -> None:
         return
     accepted = (entry.get("assignments") or {}).get("accepted", 0)
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted((entry.get("metrics") or {}).items()))
+    if entry.get("epsilon") is not None:
+        metrics = ", ".join(filter(None, (metrics, f"epsilon {entry['epsilon']:.4g}")))
     reason = "" if entry["status"] == "finished" else f" ({entry['status']}: {entry.get('reason')})"
     click.echo(f"round {entry['number']}: {accepted} updates  {metrics}{reason}")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import Exit, SdkError
+from .attributes import from_mapping
 
 _PEM = "-----BEGIN CERTIFICATE-----"
 
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """The contents of a client.yaml. `combiner` is plain text, `combiner_tls` is preferred; `ca_cert` is PEM text."""
+    """The contents of a client.yaml. `combiner` is plain text, `combiner_tls` is preferred; `ca_cert` is PEM text.
+    `attributes`: what it says of itself, for sessions that choose by it."""
 
     name: str
     client_id: str
@@ -26,6 +28,7 @@ class ClientConfig:
     combiner: str | None = None
     combiner_tls: str | None = None
     ca_cert: str | None = None
+    attributes: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
     def read(cls, path: str | Path) -> ClientConfig:
@@ -66,6 +69,7 @@ class ClientConfig:
             combiner=text("combiner"),
             combiner_tls=text("combiner_tls"),
             ca_cert=_pem(text("ca_cert"), folder),
+            attributes=from_mapping(content.get("attributes")),
         )
 
 

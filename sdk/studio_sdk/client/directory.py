@@ -37,7 +37,8 @@ class Directory:
         self._folder.cleanup()
 
     def combiners(self) -> tuple[list[Address], str]:
-        """(addresses, best first; why the web could not be asked, or ""). Raises SdkError when the token is refused."""
+        """(addresses, best first; why there are none or the web could not be asked, or ""). Raises SdkError when the
+        token is refused."""
         trouble = ""
         try:
             answer = self._asking.client_self()
@@ -47,6 +48,10 @@ class Directory:
                 self._address(row.get("name"), row.get("address"), row.get("tls_address")) for row in rows
             ]
             self._known = [address for address in found if address is not None]
+            pin = answer.get("pin")
+            if not rows and pin and isinstance(pin, dict):
+                wanted = ", ".join(f"{key}={value}" for key, value in pin.items())
+                trouble = f"this client is pinned to combiners with {wanted}, and none of them takes clients"
         except StudioApiError as error:
             if error.status in (401, 403):
                 raise SdkError(f"Studio refuses this client's token: {error}", Exit.REFUSED) from None

@@ -20,9 +20,11 @@ import grpc
 
 from .. import studio_v1_pb2 as pb
 from ..errors import Exit, SdkError
+from ..plain_json import plain
 from ..project import process_group
 from ..version import VERSION
 from . import tls
+from .attributes import from_mapping
 from .backoff import Backoff
 from .config import ClientConfig
 from .directory import Directory
@@ -45,7 +47,9 @@ def print_line(text: str) -> None:
 
 
 class FederatedClient:
-    """One client of one project. `work_dir` holds models and unsent updates (default: the user's cache)."""
+    """One client of one project. `work_dir` holds models and unsent updates (default: the user's cache). `attributes`
+    are what it says of itself, over those of its config: sessions choose clients by them. Raises SdkError unless they
+    are texts, numbers, true, false or lists of these."""
 
     def __init__(
         self,
@@ -59,7 +63,7 @@ class FederatedClient:
         self.config = config
         self.name = name or config.name
         self._say = say
-        self._attributes = dict(attributes or {})
+        self._attributes = {**config.attributes, **from_mapping(plain(attributes))}
         self._store = Store(config.client_id, work_dir)
         self._links = Links()
         self._queue = TaskQueue()

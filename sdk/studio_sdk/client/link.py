@@ -13,9 +13,11 @@ import grpc
 
 from .. import studio_v1_pb2 as pb
 from ..studio_v1_pb2_grpc import CombinerStub
+from . import frames
 from .telemetry import INTERVAL_S, Telemetry
 
 PROTOCOL = 1
+_SERVICE = pb.DESCRIPTOR.services_by_name["Combiner"].full_name
 WELCOME_TIMEOUT_S = 15.0
 
 _OPTIONS: list[tuple[str, int]] = [
@@ -53,7 +55,19 @@ class Link:
         else:
             self._channel = grpc.insecure_channel(address.target, options=_OPTIONS)
         self.stub: Any = CombinerStub(self._channel)
+        # models travel as bytes that are made and read by hand
+        self.upload: Any = self._channel.stream_unary(
+            f"/{_SERVICE}/Upload",
+            request_serializer=frames.upload_chunk,
+            response_deserializer=pb.Receipt.FromString,
+        )
+        self.download: Any = self._channel.unary_stream(
+            f"/{_SERVICE}/Download",
+            request_serializer=pb.DownloadRequest.SerializeToString,
+            response_deserializer=frames.download_chunk,
+        )
         self.metadata = (("authorization", f"Bearer {token}"),)
+        self.upload_forms: frozenset[str] = frozenset()  # compressed updates that this combiner reads
         self._outbox: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._call: Any = None
@@ -81,6 +95,7 @@ class Link:
             for message in self._call:
                 if message.WhichOneof("message") == "welcome":
                     timer.cancel()
+                    self.upload_forms = frozenset(message.welcome.upload_forms)
                     welcomed(message.welcome)
                 else:
                     yield message

@@ -7,6 +7,7 @@ import mmap
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from io import RawIOBase
 from pathlib import Path
 
 import grpc
@@ -20,7 +21,7 @@ from .link import Link
 from .links import Links
 from .store import Store, Update
 
-CHUNK_BYTES = 128 * 1024  # as fast as 1 MiB, and an eighth of the memory on both sides
+CHUNK_BYTES = 256 * 1024  # as fast as 1 MiB, and a quarter of the memory on both sides
 WRONG_SHA256_TRIES = 3
 # Nothing changes when these are tried again.
 _FINAL = {
@@ -81,56 +82,85 @@ class Transfers:
             if task.model_size and offset >= task.model_size:
                 return digest.hexdigest()
         request = pb.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id, offset=offset)
-        call = link.stub.Download(request, metadata=link.metadata)
+        call = link.download(request, metadata=link.metadata)
         cancel.call(call.cancel)
-        with part.open("ab") as file:
-            for chunk in call:
-                if chunk.data:
-                    if chunk.offset != offset:
+        with part.open("ab", buffering=0) as file:
+            for piece in call:
+                if piece.data:
+                    if piece.offset != offset:
                         call.cancel()
                         file.truncate(0)
-                        raise TaskFailed(f"The model came with a gap: {chunk.offset} after {offset} bytes.")
-                    file.write(chunk.data)
-                    digest.update(chunk.data)
-                    offset += len(chunk.data)
+                        raise TaskFailed(f"The model came with a gap: {piece.offset} after {offset} bytes.")
+                    _write_all(file, piece.data)
+                    digest.update(piece.data)
+                    offset += len(piece.data)
         return digest.hexdigest()
 
     # ---- up
 
-    def upload(self, update: Update, cancel: CancelSwitch) -> pb.Receipt:
-        """Send an update until its receipt is here, whatever it says. Raises TaskCancelled.
+    def upload(
+        self, update: Update, cancel: CancelSwitch, compressed: Update | None = None
+    ) -> tuple[pb.Receipt, Update]:
+        """Send an update until its receipt is here, whatever it says: (receipt, what was sent). Raises TaskCancelled.
 
-        The first try is sent at once; after a broken one the combiner is asked how much it has.
+        `compressed` is the same update in fewer bytes; it goes to a combiner that reads its form. The first try is
+        sent at once; after a broken one the combiner is asked how much it has.
         """
-        path = self._store.update_file(update.assignment_id)
         backoff = Backoff()
-        asked = False
+        sent: Update | None = None
         while True:
             link = self._link(cancel)
+            fits = compressed is not None and compressed.form in link.upload_forms
+            chosen = compressed if compressed is not None and fits else update
             try:
                 offset = 0
-                if asked:
-                    request = pb.UploadStatusRequest(
-                        assignment_id=update.assignment_id, upload_id=update.upload_id, size=update.size_bytes
-                    )
-                    status = link.stub.UploadStatus(request, metadata=link.metadata, timeout=30)
-                    if status.HasField("receipt") and status.receipt.status:
-                        return status.receipt
-                    offset = min(status.offset, update.size_bytes)
+                if sent is not None:
+                    status = self._status(link, chosen)
+                    if status.receipt.status:
+                        return status.receipt, sent
+                    offset = min(status.offset, chosen.size_bytes)
                     if offset:
                         self._say(f"upload goes on at {offset / 1e6:.1f} MB")
-                asked = True
-                return self._send(link, update, path, offset, cancel)
+                if sent != chosen and compressed is not None:
+                    self._store.note_sent(chosen)
+                sent = chosen
+                return self._send(link, chosen, self._store.file_of(chosen), offset, cancel), chosen
             except grpc.RpcError as error:
                 if error.code() in _FINAL and not cancel.is_set():
-                    return pb.Receipt(status=pb.Receipt.REFUSED, reason=error.details() or "no reason given")
+                    refused = pb.Receipt.REFUSED
+                    return pb.Receipt(status=refused, reason=error.details() or "no reason given"), chosen
                 if error.code() == grpc.StatusCode.DATA_LOSS:
                     # what is there is not what was sent: another upload id starts from nothing
                     update = replace(update, upload_id=str(uuid.uuid4()))
+                    if compressed is not None:
+                        compressed = replace(compressed, upload_id=str(uuid.uuid4()))
                 self._after(error, "the upload", backoff, cancel)
 
+    def receipt(self, update: Update, cancel: CancelSwitch) -> pb.Receipt | None:
+        """What became of an update that was sent before; None: it may still be sent, or nobody can say.
+
+        Raises TaskCancelled.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                receipt = self._status(self._link(cancel), update).receipt
+                return receipt if receipt.status else None
+            except grpc.RpcError as error:
+                if error.code() in _FINAL and not cancel.is_set():
+                    return None
+                self._after(error, "asking after an earlier update", backoff, cancel)
+
+    @staticmethod
+    def _status(link: Link, update: Update) -> pb.UploadStatusReply:
+        request = pb.UploadStatusRequest(
+            assignment_id=update.assignment_id, upload_id=update.upload_id, size=update.size_bytes
+        )
+        reply: pb.UploadStatusReply = link.stub.UploadStatus(request, metadata=link.metadata, timeout=30)
+        return reply
+
     def _send(self, link: Link, update: Update, path: Path, offset: int, cancel: CancelSwitch) -> pb.Receipt:
-        call = link.stub.Upload.future(_chunks(update, path, offset), metadata=link.metadata)
+        call = link.upload.future(_chunks(update, path, offset), metadata=link.metadata)
         cancel.call(call.cancel)
         try:
             return call.result()
@@ -158,18 +188,25 @@ class Transfers:
             raise TaskCancelled
 
 
-def _chunks(update: Update, path: Path, offset: int) -> Iterator[pb.UploadChunk]:
+def _write_all(file: RawIOBase, data: memoryview | bytes) -> None:
+    written = file.write(data) or 0
+    while written < len(data):  # a disk that is nearly full takes a part, then raises
+        written += file.write(memoryview(data)[written:]) or 0
+
+
+def _chunks(update: Update, path: Path, offset: int) -> Iterator[pb.UploadChunk | bytes]:
     yield pb.UploadChunk(
         head=pb.UploadHead(
             assignment_id=update.assignment_id,
             upload_id=update.upload_id,
             size=update.size_bytes,
             offset=offset,
+            form=update.form,
         )
     )
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for at in range(offset, update.size_bytes, CHUNK_BYTES):
-            yield pb.UploadChunk(data=mapped[at : at + CHUNK_BYTES])
+            yield mapped[at : at + CHUNK_BYTES]
     yield pb.UploadChunk(
         tail=pb.UploadTail(
             sha256=update.sha256,

@@ -10,6 +10,7 @@ from typing import Any
 from .. import studio_v1_pb2 as pb
 from ..errors import SdkError, TaskCancelled, TaskFailed
 from ..plain_json import dumps, plain
+from .compression import Compression
 from .links import Links
 from .store import Store
 from .tasks import HeldTask, TaskQueue
@@ -40,6 +41,7 @@ class Worker:
         self._say = say
         self._fatal = fatal
         self._transfers = Transfers(links, store, say)
+        self._compression = Compression(store, self._transfers, say)
         self.current: HeldTask | None = None
 
     def run(self) -> None:
@@ -109,11 +111,14 @@ class Worker:
         update = self._store.kept_update(held.task.assignment_id)
         if update is None:
             raise TaskFailed("The update vanished from this client's disk before it was sent.")
-        receipt = self._transfers.upload(update, held.cancel)
+        compressed = self._compression.update(held, update)
+        receipt, sent = self._transfers.upload(update, held.cancel, compressed)
+        self._compression.settle(sent, receipt)
         self._store.drop_update(update.assignment_id)
         status = _STATUS.get(receipt.status, "answered")
         reason = f" ({receipt.reason})" if receipt.reason else ""
-        self._say(f"{held.title}: uploaded {update.size_bytes / 1e6:.1f} MB: {status}{reason}")
+        how = f" as {sent.form}, not {update.size_bytes / 1e6:.1f} MB" if sent.form else ""
+        self._say(f"{held.title}: uploaded {sent.size_bytes / 1e6:.1f} MB{how}: {status}{reason}")
 
     def _validate(self, held: HeldTask) -> None:
         job = self._job(held)

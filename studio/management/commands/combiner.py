@@ -8,18 +8,23 @@ import ipaddress
 import json
 import signal
 import sys
+import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from clients_app.placement import NAME_LABEL, draining_left
+from clients_app.services import checked_pin, drain_combiner, undrain_combiner
 from federation.combiner.core import CombinerConfig, CombinerCore
 from federation.combiner.server import Listeners, build_server, listen
 from federation.dialects.fedn.servicer import register as fedn
 from federation.dialects.native.servicer import register as native
 from federation.dialects.scaleout.servicer import register as scaleout
 from foundation.errors import StudioError
+from projects.actors import OPERATOR
 from studio.version import VERSION
 
 DIALECTS = [native, fedn, scaleout]
@@ -49,12 +54,50 @@ class Command(BaseCommand):
         parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
         parser.add_argument("--insecure", action="store_true", help="allow plain text beyond loopback")
         parser.add_argument("--json", action="store_true", help="print one JSON line once it serves")
+        parser.add_argument(
+            "--grace",
+            type=float,
+            default=0.0,
+            metavar="SECONDS",
+            help="when asked to stop (SIGTERM), first give the clients away and finish the shares, for so long at most",
+        )
+        of_a_running_one = parser.add_argument_group("of one that runs anywhere, named by --name")
+        of_a_running_one.add_argument(
+            "--drain", action="store_true", help="give its clients to others and wait until it may be stopped"
+        )
+        of_a_running_one.add_argument("--resume", action="store_true", help="let it take clients again")
+        of_a_running_one.add_argument(
+            "--wait", type=float, default=300.0, metavar="SECONDS", help="how long --drain waits"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            asyncio.run(serve(options))
+            if options["drain"] and options["resume"]:
+                raise StudioError("drain_or_resume", "Give either --drain or --resume.")
+            if options["drain"]:
+                self.drain(options["name"], options["wait"])
+            elif options["resume"]:
+                undrain_combiner(options["name"], actor=OPERATOR)
+                self.stdout.write(f"{options['name']} takes clients again.")
+            else:
+                asyncio.run(serve(options))
         except StudioError as error:
             raise CommandError(error.message) from None
+
+    def drain(self, name: str, wait_s: float) -> None:
+        """Ask for it, and tell what is left until nothing is. Raises StudioError `still_draining` after `wait_s`."""
+        drain_combiner(name, actor=OPERATOR)
+        until = time.monotonic() + wait_s
+        said = ""
+        while not (left := draining_left(name)).nothing:
+            if str(left) != said:
+                self.stdout.write(f"{name}: {left}")
+                said = str(left)
+            if time.monotonic() >= until:
+                raise StudioError("still_draining", f"{name} is still being drained: {left}.")
+            time.sleep(min(1.0, wait_s))
+        staying = f" {left.staying} published clients stay on it until it stops." if left.staying else ""
+        self.stdout.write(f"{name} is drained: it can be stopped.{staying}")
 
 
 def is_loopback(host: str) -> bool:
@@ -93,10 +136,26 @@ def read_listeners(options: dict[str, Any]) -> Listeners:
     )
 
 
+def read_labels(given: list[str]) -> dict[str, str]:
+    """Labels as clients are pinned by them. Raises StudioError 400."""
+    labels: dict[str, str] = {}
+    for text in given:
+        try:
+            one = checked_pin(text)
+        except StudioError:
+            one = {}
+        if len(one) != 1 or NAME_LABEL in one:
+            raise StudioError(
+                "label", f"A label is KEY=VALUE, such as region=eu; “{text}” is not, or has a taken key."
+            )
+        labels |= one
+    return labels
+
+
 async def serve(options: dict[str, Any]) -> None:
     folder = options["spool"] or settings.DATA_DIR / "combiners" / options["name"]
     listeners = read_listeners(options)
-    labels = dict(label.split("=", 1) for label in options["label"] if "=" in label)
+    labels = read_labels(options["label"])
     core = CombinerCore(Path(folder))
     server = build_server(core, DIALECTS)
     plain, tls = listen(server, listeners)
@@ -115,16 +174,24 @@ async def serve(options: dict[str, Any]) -> None:
         (json.dumps(line) if options["json"] else f"{options['name']} serves {plain or tls}") + "\n"
     )
     sys.stdout.flush()
-    asked = asyncio.Event()
+    asked, hurried = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked.set)
-    over = [asyncio.ensure_future(asked.wait()), asyncio.ensure_future(core.over.wait())]
-    await asyncio.wait(over, return_when=asyncio.FIRST_COMPLETED)
-    for waiter in over:
-        waiter.cancel()
+        loop.add_signal_handler(number, lambda: (hurried if asked.is_set() else asked).set())
+    await _first(asked.wait(), core.over.wait())
+    if options["grace"] > 0 and not core.over.is_set():
+        await _first(core.drain(options["grace"]), hurried.wait())  # asked twice, it stops at once
     with contextlib.suppress(TimeoutError):
         await core.stop()
     await server.stop(grace=1.0)
     if core.over.is_set():
         raise StudioError("combiner_over", core.why)
+
+
+async def _first(*works: Coroutine[Any, Any, Any]) -> None:
+    """Until one of them is done; the others are given up."""
+    waiters = [asyncio.ensure_future(work) for work in works]
+    await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+    for waiter in waiters:
+        waiter.cancel()
+    await asyncio.gather(*waiters, return_exceptions=True)

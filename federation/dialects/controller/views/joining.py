@@ -8,8 +8,9 @@ from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 
 from clients_app.models import Client, Combiner
-from clients_app.registration import best_combiner, register_device
+from clients_app.placement import best_combiner, pin_text
 from clients_app.selectors import host_for
+from clients_app.services import register_device
 from federation.dialects.controller.asked import as_uuid, fields_of
 from federation.dialects.controller.callers import Caller
 from federation.dialects.controller.nouns.combiners import TLS_PORT, fqdn_of, split
@@ -51,7 +52,7 @@ class Join(ControllerView):
         preferred = str(given.get("preferred_combiner") or given.get("combiner_preferred") or "")
         combiner = best_combiner(client, preferred)
         if combiner is None:
-            raise _later("No combiner available.")
+            raise _later(f"No combiner available{_that_fits(client)}.")
         helper = helper_of(caller.project) or DEFAULT_HELPER
         prefers_tls = speaks == "scaleout" and request.is_secure()
         return answer(_assigned(client, combiner, package, helper, prefers_tls))
@@ -64,6 +65,10 @@ class Join(ControllerView):
         headers = headers_of(refusal, error) if status == refusal.status else {}
         said |= {"status": "retry"} if status == TRY_LATER else {}
         return JsonResponse(said, status=status, headers=headers)
+
+
+def _that_fits(client: Client) -> str:
+    return f" with {pin_text(client.pin)}, to which this client is pinned" if client.pin else ""
 
 
 def _client_id(given: Any) -> Any:

@@ -12,7 +12,7 @@ from federation.dialects.controller.view import ControllerView, answer
 
 
 class NounView(ControllerView):
-    noun: Noun = None  # type: ignore[assignment]  # given to as_view()
+    noun: Noun = None  # type: ignore[assignment]  # as_view() gives it, to what the class has already
 
 
 class Many(NounView):

@@ -16,9 +16,8 @@ from federation.dialects.controller.view import ControllerView, answer
 from federation.dialects.controller.views.lists import Many, One
 from federation.sessions.config import SessionConfig
 from federation.sessions.models import Session
-from federation.sessions.planning import run_session
 from federation.sessions.selectors import running_of, session_of
-from federation.sessions.services import check_can_run, create_session, stop_session
+from federation.sessions.services import check_can_run, create_session, run_session, stop_session
 from foundation.errors import StudioError
 from projects.choices import Action
 

@@ -1,0 +1,135 @@
+"""A plain average of one combiner is the model as it is: whoever finishes that share commits the round."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import OperationalError
+from django.db.models import F
+from django.utils import timezone
+
+from clients_app.models import Combiner
+from clients_app.presence import CombinerLease
+from federation.combiner import shares
+from federation.models.models import Model
+from federation.sessions import assignments, engine
+from federation.sessions.models import CombinerShare, Session
+from federation.sessions.services import stop_session
+from federation.sessions.sweeping import sweep
+from foundation import storage
+from tests.rig import Rig
+from tests.rounds.here import CombinerHere
+from tests.rounds.rows import Rows, again, assert_same, update
+from tests.rounds.test_deaths_worker import killed_at_statement
+from tests.wire_client import ACCEPTED
+
+pytestmark = pytest.mark.django_db
+
+
+def trained(rows: Rows, **settings: object) -> tuple[Session, CombinerLease]:
+    lease = rows.lease()
+    (client,) = rows.online(lease, "a")
+    session = rows.running(rounds=2, **settings)
+    rows.accept(lease, rows.task(session, client), value=3)
+    return session, lease
+
+
+def test_it_is_committed_without_a_reduction(rows: Rows) -> None:
+    session, lease = trained(rows)
+    assert rows.finish_share(lease) == [True]
+    session.refresh_from_db()
+    assert (session.rounds_done, session.trail.count()) == (1, 1)
+    assert rows.round(session).status == "finished"
+    assert rows.round(session).timings["reducing_s"] == 0.0
+    assert_same(rows.arrays_of(session.current_model), update(3))
+    assert session.current_model.key == CombinerShare.objects.get().partial_key
+    assert session.current_model.metadata == {"updates": 1, "num_examples": 1.0}
+    engine.advance(session.pk)
+    assert rows.round(session).number == 2
+
+
+def test_a_second_combiner_makes_it_a_reduction(rows: Rows) -> None:
+    leases = [rows.lease("c1"), rows.lease("c2")]
+    clients = [rows.online(lease, name)[0] for lease, name in zip(leases, "ab", strict=True)]
+    session = rows.running(min_clients=2)
+    for lease, client in zip(leases, clients, strict=True):
+        rows.accept(lease, rows.task(session, client))
+    assert [rows.finish_share(lease) for lease in leases] == [[True], [True]]
+    assert rows.round(session).status == "reducing"
+
+
+def test_a_session_that_was_stopped_meanwhile_gets_no_model(rows: Rows) -> None:
+    session, lease = trained(rows)
+    stop_session(actor=rows.actor, session=session)
+    engine.advance(session.pk)
+    assert rows.finish_share(lease) in ([], [False])
+    session.refresh_from_db()
+    assert session.status == "stopped" and session.trail.count() == 0
+
+
+def test_whose_answer_was_lost_is_told_again_that_it_is_finished(rows: Rows) -> None:
+    """The combiner asks again after a broken connection: it must not take the model for its own leftover."""
+    session, lease = trained(rows)
+    assert rows.finish_share(lease) == [True]
+    share = CombinerShare.objects.get()
+
+    def finish(key: str) -> bool:
+        return assignments.finish_share(
+            share_id=share.pk, round_id=share.round_id, session_id=session.pk, combiner_id=lease.combiner_id,
+            epoch=lease.epoch, partial_key=key,
+            partial_sha256=share.partial_sha256, weight=1.0, updates=1, is_model=True,
+        )  # fmt: skip
+
+    assert finish(share.partial_key)
+    assert not finish("models/another/attempt.safetensors")
+    session.refresh_from_db()
+    assert session.trail.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_combiner_killed_anywhere_in_it_commits_once_and_leaves_no_orphan(live_rows: Rows) -> None:
+    for number in range(1, 200):
+        session, lease = trained(live_rows)
+        died = killed_at_statement(number, lambda: live_rows.finish_share(lease))  # noqa: B023
+        session.refresh_from_db()
+        assert session.trail.count() == session.rounds_done <= 1  # all of it or nothing
+        live_rows.finish_share(lease)
+        engine.advance(session.pk)
+        session.refresh_from_db()
+        assert session.rounds_done == session.trail.count() == 1
+        assert_same(live_rows.arrays_of(session.current_model), update(3))
+        Session.objects.filter(pk=session.pk).update(status="stopped")
+        if not died:
+            break
+    assert number > 10
+    sweep(timezone.now() + dt.timedelta(days=2))
+    for key in Model.objects.values_list("key", flat=True):
+        assert Path(storage.artifacts().path(key)).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_combiner_whose_answer_was_lost_never_deletes_the_model_though_a_newer_one_runs(
+    rig: Rig, combiner_here: Callable[..., CombinerHere], monkeypatch: pytest.MonkeyPatch, wait_until: Any
+) -> None:
+    """The connection breaks with the answer; when the combiner asks again, another runs under its name."""
+    combiner, answers, finish = combiner_here(), [], assignments.finish_share
+
+    def answer_lost(**said: Any) -> bool:
+        answers.append(finish(**said))
+        if len(answers) == 1:
+            Combiner.objects.update(epoch=F("epoch") + 1)
+            raise OperationalError("the connection broke with the answer")
+        return answers[-1]
+
+    monkeypatch.setattr(shares.assignments, "finish_share", answer_lost)
+    wire = rig.connect(combiner, rig.client("a")[1])
+    session = again(rig.session(rounds=1))
+    assert wire.upload(wire.next_task(), update(3)).status == ACCEPTED
+    wait_until(lambda: len(answers) == 2 and not combiner.core.shares._closing, what="the second answer")
+    assert answers == [True, True]
+    session.refresh_from_db()
+    assert_same(rig.arrays_of(session.current_model), update(3))
