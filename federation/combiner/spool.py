@@ -39,7 +39,7 @@ class Spool:
         self.spool_id = self._read_id()
         self._part_of: dict[uuid.UUID, str] = {}
         self.pending: set[str] = set()  # whole updates whose acceptance is not decided yet
-        for left_over in folder.glob("*.partial"):
+        for left_over in (*folder.glob("*.partial"), *folder.glob(".*.part")):  # sums, whole and half written
             left_over.unlink(missing_ok=True)
 
     def _read_id(self) -> str:

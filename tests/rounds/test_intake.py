@@ -39,7 +39,8 @@ def row(task: proto.Task) -> Assignment:
 
 
 def spooled(combiner: CombinerHere, suffix: str) -> list[Path]:
-    return list((combiner.folder / "spool").glob(f"*.{suffix}"))
+    """Files of clients' updates; a share's sum, while it is written, is a `.part` too, whose name begins with a dot."""
+    return list((combiner.folder / "spool").glob(f"[!.]*.{suffix}"))
 
 
 def test_an_accepted_update_is_told_at_once_that_it_is_before_a_byte_is_read(
