@@ -43,6 +43,14 @@ def test_what_the_client_sends_is_the_message_of_the_protocol_and_read_as_such(b
     assert (read.data if isinstance(read, wire.UploadChunk) else bytes(read)) == body
 
 
+@given(st.text(max_size=40), st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=4))
+def test_a_task_with_its_model_is_the_message_of_the_protocol(name: str, pieces: list[bytes]) -> None:
+    task = wire.Task(assignment_id="a", kind="train", session_name=name, round=3, deadline_unix_s=1.5)
+    raw = server_frames.task_with_model(task, pieces)
+    task.model = b"".join(pieces)
+    assert wire.ServerMessage.FromString(raw) == wire.ServerMessage(task=task)
+
+
 def test_heads_and_tails_are_messages_at_both_ends() -> None:
     for part in (
         pb.UploadChunk(head=pb.UploadHead(assignment_id="a", size=3)),

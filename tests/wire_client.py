@@ -25,7 +25,14 @@ class WireClient:
     """One stream. `next_task()` waits for a task; `said(kind)` for any other word of the server."""
 
     def __init__(
-        self, address: str, token: str, folder: Path, *, holds: tuple[str, ...] = (), protocol: int = 1
+        self,
+        address: str,
+        token: str,
+        folder: Path,
+        *,
+        holds: tuple[str, ...] = (),
+        protocol: int = 1,
+        takes_models: bool = False,
     ) -> None:
         self.folder = folder
         self.metadata = (("authorization", f"Bearer {token}"),)
@@ -36,7 +43,9 @@ class WireClient:
         self._kept: list[wire.ServerMessage] = []
         self.error: grpc.RpcError | None = None
         self.over = threading.Event()
-        self.say(hello=wire.Hello(protocol=protocol, client_version="test", holds=holds, can_validate=True))
+        hello = wire.Hello(protocol=protocol, client_version="test", holds=holds, can_validate=True)
+        hello.takes_models = takes_models
+        self.say(hello=hello)
         self._call = self.stub.Connect(iter(self._out.get, None), metadata=self.metadata)
         self._reader = threading.Thread(target=self._listen, daemon=True)
         self._reader.start()

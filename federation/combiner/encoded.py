@@ -32,11 +32,12 @@ def send_encoded(
 ) -> None:
     """Serve a server-streaming method that yields messages, or bytes that are messages already. Called after the
     generated registration, whose handler would encode each chunk for each client, it takes its place."""
-    handler = grpc.unary_stream_rpc_method_handler(stream, request, _as_bytes)
+    handler = grpc.unary_stream_rpc_method_handler(stream, request, as_bytes)
     server.add_registered_method_handlers(service, {method: handler})  # type: ignore[attr-defined]
 
 
-def _as_bytes(message: Any) -> bytes:
+def as_bytes(message: Any) -> bytes:
+    """A message, or what is one already, as it travels."""
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 

@@ -89,6 +89,9 @@ class Shares:
         self._sums = Accumulators()
         self._folds: set[asyncio.Task[None]] = set()
         self._closing: set[uuid.UUID] = set()
+        self._begun: set[uuid.UUID] = (
+            set()
+        )  # to close since the rows were last asked for, or before and not ended
         self.collector = Collector(spool, combiner_id, epoch)
         self.look = asyncio.Event()
 
@@ -101,7 +104,9 @@ class Shares:
                 self._behind(self._collect_early(verdict.share_id, copy))
             elif verdict.weight:
                 self._behind(self._fold_early(verdict.share_id, grant.layout, update, verdict.weight))
-        if verdict.closes:
+        if verdict.closing is not None:
+            self._begin_to_close(verdict.closing.work(grant))
+        elif verdict.closes:
             self.look.set()
 
     def _behind(self, work: Coroutine[Any, Any, None]) -> None:
@@ -144,11 +149,16 @@ class Shares:
                 async with asyncio.timeout(NET_S):
                     await self.look.wait()
             self.look.clear()
-            at_work = set(self._closing)  # what ends while the rows are read is in them all the same
+            self._begun = set(self._closing)  # what ends while the rows are read is in them all the same
             for work in await in_rows(assignments.unfinished_shares, self.combiner_id, closing_only=True):
-                if work.share_id not in at_work | self._closing:
-                    self._closing.add(work.share_id)
-                    self._behind(self._close(work))
+                self._begin_to_close(work)
+
+    def _begin_to_close(self, work: ShareWork) -> None:
+        """Unless that was begun, and the rows may be older than its end."""
+        if work.share_id not in self._begun | self._closing:
+            self._begun.add(work.share_id)
+            self._closing.add(work.share_id)
+            self._behind(self._close(work))
 
     async def _close(self, work: ShareWork) -> None:
         try:

@@ -197,28 +197,28 @@ def expire_overdue(session: Session, now: dt.datetime) -> None:
         hints.wake_combiners([str(client) for _, client in overdue])
 
 
-def close(session: Session, round_: Round, config: SessionConfig, now: dt.datetime) -> Round | None:
-    """training -> closing, from the newest model, and the next round opens. None: it was the last."""
+def close(session: Session, round_: Round, config: SessionConfig, now: dt.datetime) -> int:
+    """training -> closing, from the newest model, and the next round opens unless it was the last. Answers how many
+    shares close."""
     Round.objects.filter(pk=round_.pk).update(input_model_id=session.current_model_id)
     round_.input_model_id = session.current_model_id
-    rounds.close(round_, rounds.tally(round_), now)
-    following = open_next(session, config, now)
-    if following is None:
+    closing = rounds.close(round_, rounds.tally(round_), now)
+    if open_next(session, config, now) is None:
         rounds.end_trains(session, AssignmentStatus.EXPIRED, f"round {round_.number}, the last, is closed")
-    return following
+    return closing
 
 
 def settle(
     session: Session, round_: Round, config: SessionConfig, free: Collection[uuid.UUID], now: dt.datetime
-) -> bool:
-    """The clients in `free` have had their answer: they are asked again, and a full buffer closes. True: it did."""
+) -> int:
+    """The clients in `free` have had their answer: they are asked again, and a full buffer closes. Answers how many
+    shares close with it."""
     accepted = rounds.accepted_in(round_).count()
     past = Round.objects.filter(session=session, status__in=PAST_TRAINING)
     if accepted >= round_.goal and not past.exists():
-        close(session, round_, config, now)  # whoever is free is asked by the next round
-        return True
+        return close(session, round_, config, now)  # whoever is free is asked by the next round
     ask_again(session, round_, config, now, free)
-    return False
+    return 0
 
 
 def drop_stale(

@@ -36,7 +36,9 @@ class RoundStatus(models.TextChoices):
 
 ROUND_MOVES: Moves = {
     "training": frozenset({"closing", "failed", "stopped"}),
-    "closing": frozenset({"reducing", "failed", "stopped"}),
+    "closing": frozenset(
+        {"reducing", "finished", "failed", "stopped"}
+    ),  # finished: its only partial is the model
     "reducing": frozenset({"finished", "failed", "stopped"}),
     "finished": frozenset(),
     "failed": frozenset(),

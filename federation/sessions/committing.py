@@ -65,8 +65,6 @@ def adopt_partial(session: Session, round_: Round, reduced: ReducedModel, now: d
     share commits. Session and Round are locked, and the round is closing. None: the session does not run."""
     if session.status != SessionStatus.RUNNING:
         return None
-    if not move(Round.objects.filter(pk=round_.pk), ROUND_MOVES, RoundStatus.REDUCING, reducing_at=now):
-        return None
     round_.reducing_at = now
     return _commit(session, round_, reduced, now)
 
@@ -91,6 +89,7 @@ def _commit(session: Session, round_: Round, reduced: ReducedModel, now: dt.date
         Round.objects.filter(pk=round_.pk),
         ROUND_MOVES,
         RoundStatus.FINISHED,
+        reducing_at=round_.reducing_at,
         ended_at=now,
         output_model=model,
         reason=reduced.made_of,

@@ -15,7 +15,7 @@ from federation.aggregation.aggregators import Aggregator, UpdateFacts, aggregat
 from federation.aggregation.layout import DTYPES, Layout, invalid_model
 from federation.aggregation.safetensors_file import Flat, read_safetensors_header
 from federation.models.models import Model
-from federation.sessions.assignments.shares import weight_of
+from federation.sessions.assignments.share_work import weight_of
 from federation.sessions.choices import AssignmentStatus, ShareStatus
 from federation.sessions.config import SessionConfig
 from federation.sessions.models import Assignment, CombinerShare, Round

@@ -158,13 +158,11 @@ def end_trains(of: Session | Round, status: str, reason: str) -> None:
         hints.wake_combiners(clients)
 
 
-def close(round_: Round, counts: Tally, now: dt.datetime) -> None:
-    """training -> closing. Round is locked, and its shares are locked here."""
-    shares = CombinerShare.objects.select_for_update(of=("self",), no_key=True).filter(round=round_)
-    list(shares.order_by("id").values_list("pk"))
+def close(round_: Round, counts: Tally, now: dt.datetime) -> int:
+    """training -> closing; answers how many shares close with it. Round is locked: nobody else locks its shares."""
     if not move(Round.objects.filter(pk=round_.pk), ROUND_MOVES, RoundStatus.CLOSING, closing_at=now):
-        return
-    move(
+        return 0
+    closing = move(
         CombinerShare.objects.filter(round=round_),
         SHARE_MOVES,
         ShareStatus.CLOSING,
@@ -174,6 +172,7 @@ def close(round_: Round, counts: Tally, now: dt.datetime) -> None:
     if counts.live and not round_.buffered:  # else they are taken by the next round
         end_trains(round_, AssignmentStatus.EXPIRED, f"round {round_.number} is closed: {why}")
     hints.wake_combiners([])
+    return closing
 
 
 def fail(session: Session, round_: Round, reason: str, config: SessionConfig) -> None:

@@ -23,6 +23,8 @@ from studio_sdk.parameters import save_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 TENSORS = 8
+MEMORY_EVERY_S = 0.05
+PROCESSES_EVERY_S = 1.0
 PASSWORD = "a-long-bench-password-1"
 ROLES = (
     ("combiner", "manage.py combiner"),
@@ -40,7 +42,10 @@ def role_of(command: list[str]) -> str:
 
 
 class Watch(threading.Thread):
-    """Resident memory (bytes, peak) and processor time (seconds) of each server process; children with their parent."""
+    """Resident memory (bytes, peak) and processor time (seconds) of each server process; children with their parent.
+
+    It shares the processors with what it watches, so who is there is looked up once a second, and only memory often.
+    """
 
     def __init__(self, up_pid: int) -> None:
         super().__init__(daemon=True)
@@ -53,28 +58,38 @@ class Watch(threading.Thread):
         self.peak: dict[str, int] = {}
         self.together = 0
 
-    def now(self) -> dict[str, tuple[int, float]]:
-        found: dict[str, tuple[int, float]] = {}
-        clients = []
+    def processes(self) -> list[tuple[str, psutil.Process]]:
+        """Those that run now, each with its role."""
+        found = []
         for swarm in list(self.swarms):
             with suppress(psutil.Error):  # it has just ended
-                clients.append((psutil.Process(swarm.pid), "clients"))
-        servers = [(child, "") for child in self.up.children(recursive=True)]
-        for child, known in [*clients, *servers]:
+                found.append(("clients", psutil.Process(swarm.pid)))
+        for child in self.up.children(recursive=True):
             with suppress(psutil.Error):
-                role = known or role_of(child.cmdline())
+                found.append((role_of(child.cmdline()), child))
+        return found
+
+    def now(self) -> dict[str, tuple[int, float]]:
+        """Resident bytes, and seconds of processor time so far, by role."""
+        found: dict[str, tuple[int, float]] = {}
+        for role, process in self.processes():
+            with suppress(psutil.Error):
                 rss, cpu = found.get(role, (0, 0.0))
-                times = child.cpu_times()
-                found[role] = (rss + child.memory_info().rss, cpu + times.user + times.system)
+                times = process.cpu_times()
+                found[role] = (rss + process.memory_info().rss, cpu + times.user + times.system)
         return found
 
     def run(self) -> None:
-        while not self.done.wait(0.05):
-            seen = self.now()
-            self.together = max(
-                self.together, sum(rss for role, (rss, _) in seen.items() if role != "clients")
-            )
-            for role, (rss, _) in seen.items():
+        processes, looked_at = self.processes(), time.monotonic()
+        while not self.done.wait(MEMORY_EVERY_S):
+            if time.monotonic() - looked_at > PROCESSES_EVERY_S:
+                processes, looked_at = self.processes(), time.monotonic()
+            seen: dict[str, int] = {}
+            for role, process in processes:
+                with suppress(psutil.Error):
+                    seen[role] = seen.get(role, 0) + process.memory_info().rss
+            self.together = max(self.together, sum(rss for role, rss in seen.items() if role != "clients"))
+            for role, rss in seen.items():
                 self.peak[role] = max(self.peak.get(role, 0), rss)
 
 

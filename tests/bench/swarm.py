@@ -25,7 +25,6 @@ from typing import Any
 import grpc
 from studio_sdk import studio_v1_pb2 as pb
 
-CHUNK_BYTES = 256 << 10
 CONNECTING_AT_ONCE = 100
 OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
@@ -80,7 +79,9 @@ class EchoClient:
         call = self.connect(metadata=self.metadata)
         await call.write(
             pb.ClientMessage(
-                hello=pb.Hello(protocol=1, client_version="bench", attributes_json='{"bench": 1}')
+                hello=pb.Hello(
+                    protocol=1, client_version="bench", attributes_json='{"bench": 1}', takes_models=True
+                )
             )
         )
         working: set[asyncio.Task[None]] = set()
@@ -110,10 +111,11 @@ class EchoClient:
             print(self.tally.refused[-1], file=sys.stderr, flush=True)
 
     async def _echo(self, task: Any) -> None:
-        chunks: list[bytes] = []
-        request = pb.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id)
-        async for chunk in self.download(request, metadata=self.metadata):
-            chunks.append(chunk.data)
+        chunks: list[bytes] = [task.model] if task.model else []  # at most 1 MiB: one message
+        if not chunks:
+            request = pb.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id)
+            async for chunk in self.download(request, metadata=self.metadata):
+                chunks.append(chunk.data)
         receipt = await self.upload(self.frames(task, chunks), metadata=self.metadata)
         if receipt.status == pb.Receipt.ACCEPTED:
             self.tally.accepted += 1
@@ -126,7 +128,7 @@ class EchoClient:
         )
         yield pb.UploadChunk(head=head).SerializeToString()
         for chunk in chunks:
-            yield b"\x12" + varint(len(chunk)) + chunk
+            yield b"".join((b"\x12", varint(len(chunk)), chunk))
         tail = pb.UploadTail(
             sha256=task.model_sha256,
             num_examples=1,

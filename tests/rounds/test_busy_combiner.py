@@ -113,3 +113,18 @@ def test_updates_that_are_whole_in_the_same_moment_are_accepted_in_one_transacti
         assert [receipt.status for receipt in receipts] == [ACCEPTED, ACCEPTED]
     rig.until_session(session, "finished")
     assert batches == [2]
+
+
+def test_a_share_is_closed_by_what_its_last_verdict_told_and_no_row_is_read_for_it(
+    rig: Rig, combiner: CombinerHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are read by hints and every two seconds for what is left over; a round does not wait for that."""
+    monkeypatch.setattr(assignments, "unfinished_shares", lambda *_args, **_options: [])
+    wires = [rig.connect(combiner, rig.client(name)[1]) for name in "ab"]
+    session = rig.session(min_clients=2, rounds=2, seed=rig.model({"w": np.zeros(8, np.float32)}))
+    for number in (1, 2):
+        for wire, value in zip(wires, (number, 3 * number), strict=True):
+            sent = {"w": np.full(8, value, np.float32)}
+            assert wire.upload(wire.next_task(), sent).status == ACCEPTED
+    rig.until_session(session, "finished")
+    np.testing.assert_array_equal(rig.arrays_of(session.current_model)["w"], 4.0)

@@ -114,6 +114,8 @@ def offset_of(wire: WireClient, task: proto.Task, size: int, upload_id: str = "o
 
 
 def assert_a_prefix(combiner: CombinerHere, body: bytes, offset: int) -> None:
+    if not offset and not spooled(combiner, "part"):  # the call was cut before the server began with it
+        return
     (part,) = spooled(combiner, "part")
     there = part.read_bytes()
     assert len(there) >= offset, f"{offset} bytes were told, {len(there)} are there"

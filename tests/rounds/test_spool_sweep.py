@@ -184,7 +184,9 @@ def test_a_copy_of_an_update_that_no_row_came_to_name_is_swept_from_storage(rig:
     assert not path.exists() and not draft.exists()
 
 
-def test_sums_that_a_dead_combiner_had_written_in_part_or_whole_go_when_the_next_starts(tmp_path: Path) -> None:
+def test_sums_that_a_dead_combiner_had_written_in_part_or_whole_go_when_the_next_starts(
+    tmp_path: Path,
+) -> None:
     sums = [tmp_path / "9f.partial", tmp_path / ".9f.part"]
     part = tmp_path / "9f.part"  # an upload is gone on with
     for path in (*sums, part):

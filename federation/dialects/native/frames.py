@@ -1,9 +1,11 @@
-"""The two messages that carry models, to and from bytes by hand: generated code copies what it carries twice more.
+"""The messages that carry models, to and from bytes by hand: generated code copies what it carries twice more.
 
 Both are plain protobuf; anything that is not exactly a chunk of data goes the way of all messages.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from federation.dialects.native import studio_v1_pb2 as wire
 
@@ -35,6 +37,13 @@ def download_chunk(offset: int, size: int, data: bytes, sha256: bytes) -> bytes:
             sha256,
         )
     )
+
+
+def task_with_model(task: wire.Task, model: Sequence[bytes]) -> bytes:
+    """A `ServerMessage` of a task, with the pieces of its model inside."""
+    said, size = task.SerializeToString(), sum(len(piece) for piece in model)
+    head = said + b"\x72" + _as_varint(size)  # Task.model: field 14, length-delimited
+    return b"".join((b"\x12", _as_varint(len(head) + size), head, *model))  # ServerMessage.task: field 2
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:

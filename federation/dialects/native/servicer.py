@@ -15,12 +15,13 @@ from federation.aggregation.compressed import FORMS
 from federation.combiner.calls import STATUS_OF_HTTP, Context, caller_of
 from federation.combiner.connection import Cancel, Connection, Farewell, Identity
 from federation.combiner.core import CombinerCore
-from federation.combiner.encoded import Encoding
+from federation.combiner.encoded import Encoding, as_bytes
 from federation.combiner.intake import Receipt
 from federation.combiner.upload import Piece, Superseded
 from federation.combiner.upload import Upload as Incoming
 from federation.dialects.native import frames, reports
 from federation.dialects.native import studio_v1_pb2 as wire
+from federation.dialects.native.enclosed import Enclosed
 from federation.sessions.assignments import Owed
 from foundation.errors import StudioError
 
@@ -47,7 +48,7 @@ def register(core: CombinerCore, server: grpc.aio.Server) -> None:
     servicer = NativeServicer(core)
     handlers = {
         "Connect": grpc.stream_stream_rpc_method_handler(
-            servicer.Connect, wire.ClientMessage.FromString, wire.ServerMessage.SerializeToString
+            servicer.Connect, wire.ClientMessage.FromString, as_bytes
         ),
         "UploadStatus": grpc.unary_unary_rpc_method_handler(
             servicer.UploadStatus,
@@ -83,6 +84,7 @@ async def refuse(context: Context, error: StudioError) -> None:
 class NativeServicer:
     def __init__(self, core: CombinerCore) -> None:
         self.core = core
+        self.enclosed = Enclosed(core.downloads)
 
     async def _who(self, context: Context) -> Identity:
         """The caller, proven by the token in the call's metadata."""
@@ -96,7 +98,7 @@ class NativeServicer:
     # --- the stream -------------------------------------------------------------------------------------------
     async def Connect(
         self, request_iterator: AsyncIterator[wire.ClientMessage], context: Context
-    ) -> AsyncIterator[wire.ServerMessage]:
+    ) -> AsyncIterator[wire.ServerMessage | bytes]:
         try:
             who = await self._who(context)
             hello = await self._hello(request_iterator)
@@ -124,13 +126,22 @@ class NativeServicer:
                 )
             )
             while (delivery := await _next_of(connection, reader)) is not None:
-                yield to_wire(delivery)
+                if (
+                    isinstance(delivery, Owed)
+                    and hello.takes_models
+                    and self.enclosed.begin(connection, delivery)
+                ):
+                    self.core.traffic.sent_bytes += delivery.model_size_bytes
+                    yield await self.enclosed.message(delivery) or to_wire(delivery)
+                else:
+                    yield to_wire(delivery)
                 if isinstance(delivery, wire.ServerMessage):
                     unread.release()
                 if isinstance(delivery, Farewell):
                     break
         finally:
             reader.cancel()
+            self.enclosed.forget(connection)
             await asyncio.shield(asyncio.ensure_future(self.core.hub.detach(connection)))
 
     async def _hello(self, messages: AsyncIterator[wire.ClientMessage]) -> wire.Hello:
@@ -157,6 +168,8 @@ class NativeServicer:
             try:
                 if message.WhichOneof("message") == "bye":
                     return
+                if message.WhichOneof("message") == "received":
+                    self.enclosed.arrived(connection, message.received.assignment_id)
                 answer = await reports.handle(self.core, connection, message)
             except StudioError as error:
                 answer = wire.ServerMessage(

@@ -32,18 +32,20 @@ class ClientMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., received: _Optional[_Union[Received, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., metrics: _Optional[_Union[Metrics, _Mapping]] = ..., validation: _Optional[_Union[Validation, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., log: _Optional[_Union[Log, _Mapping]] = ..., telemetry: _Optional[_Union[Telemetry, _Mapping]] = ..., attributes: _Optional[_Union[Attributes, _Mapping]] = ..., bye: _Optional[_Union[Bye, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "client_version", "holds", "attributes_json", "can_validate")
+    __slots__ = ("protocol", "client_version", "holds", "attributes_json", "can_validate", "takes_models")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLIENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_JSON_FIELD_NUMBER: _ClassVar[int]
     CAN_VALIDATE_FIELD_NUMBER: _ClassVar[int]
+    TAKES_MODELS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     client_version: str
     holds: _containers.RepeatedScalarFieldContainer[str]
     attributes_json: str
     can_validate: bool
-    def __init__(self, protocol: _Optional[int] = ..., client_version: _Optional[str] = ..., holds: _Optional[_Iterable[str]] = ..., attributes_json: _Optional[str] = ..., can_validate: _Optional[bool] = ...) -> None: ...
+    takes_models: bool
+    def __init__(self, protocol: _Optional[int] = ..., client_version: _Optional[str] = ..., holds: _Optional[_Iterable[str]] = ..., attributes_json: _Optional[str] = ..., can_validate: _Optional[bool] = ..., takes_models: _Optional[bool] = ...) -> None: ...
 
 class Received(_message.Message):
     __slots__ = ("assignment_id",)
@@ -166,7 +168,7 @@ class Welcome(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., server_version: _Optional[str] = ..., combiner: _Optional[str] = ..., client_id: _Optional[str] = ..., client_name: _Optional[str] = ..., upload_forms: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Task(_message.Message):
-    __slots__ = ("assignment_id", "kind", "session_id", "session_name", "round", "model_id", "model_sha256", "model_size", "package_id", "package_sha256", "settings_json", "deadline_unix_s", "compression")
+    __slots__ = ("assignment_id", "kind", "session_id", "session_name", "round", "model_id", "model_sha256", "model_size", "package_id", "package_sha256", "settings_json", "deadline_unix_s", "compression", "model")
     ASSIGNMENT_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +182,7 @@ class Task(_message.Message):
     SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     assignment_id: str
     kind: str
     session_id: str
@@ -193,7 +196,8 @@ class Task(_message.Message):
     settings_json: str
     deadline_unix_s: float
     compression: str
-    def __init__(self, assignment_id: _Optional[str] = ..., kind: _Optional[str] = ..., session_id: _Optional[str] = ..., session_name: _Optional[str] = ..., round: _Optional[int] = ..., model_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_size: _Optional[int] = ..., package_id: _Optional[str] = ..., package_sha256: _Optional[str] = ..., settings_json: _Optional[str] = ..., deadline_unix_s: _Optional[float] = ..., compression: _Optional[str] = ...) -> None: ...
+    model: bytes
+    def __init__(self, assignment_id: _Optional[str] = ..., kind: _Optional[str] = ..., session_id: _Optional[str] = ..., session_name: _Optional[str] = ..., round: _Optional[int] = ..., model_id: _Optional[str] = ..., model_sha256: _Optional[str] = ..., model_size: _Optional[int] = ..., package_id: _Optional[str] = ..., package_sha256: _Optional[str] = ..., settings_json: _Optional[str] = ..., deadline_unix_s: _Optional[float] = ..., compression: _Optional[str] = ..., model: _Optional[bytes] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("assignment_id", "reason")

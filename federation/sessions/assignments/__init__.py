@@ -9,9 +9,8 @@ from federation.sessions.assignments.acceptance import (
     refusal,
     report_late,
 )
+from federation.sessions.assignments.share_work import AcceptedUpdate, Closing, ShareWork, weight_of
 from federation.sessions.assignments.shares import (
-    AcceptedUpdate,
-    ShareWork,
     abandon_share,
     fail_round,
     finish_share,
@@ -21,7 +20,6 @@ from federation.sessions.assignments.shares import (
     share_waits,
     spool_names_in_use,
     unfinished_shares,
-    weight_of,
 )
 from federation.sessions.assignments.work import (
     ModelGrant,
@@ -42,6 +40,7 @@ from federation.sessions.assignments.work import (
 
 __all__ = [
     "AcceptedUpdate",
+    "Closing",
     "ModelGrant",
     "Owed",
     "ShareWork",

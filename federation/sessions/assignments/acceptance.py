@@ -19,6 +19,7 @@ from federation.events.services import event, publish, publish_many
 from federation.models import services as models
 from federation.sessions import counting, privacy
 from federation.sessions.assignments import arrivals
+from federation.sessions.assignments.share_work import Closing, accepted_updates
 from federation.sessions.choices import (
     ASSIGNMENT_MOVES,
     LIVE_ASSIGNMENT,
@@ -68,6 +69,7 @@ class Verdict:
     share_id: uuid.UUID | None = None
     spool_name: str = ""
     closes: bool = False
+    closing: Closing | None = None  # of a verdict that closes: its combiner's share, to be finished at once
     superseded: bool = False
     unkept: bool = False
     weight: float | None = None
@@ -134,11 +136,17 @@ def _accept_together(
             publish_many([_accepted_event(row, round_, combiner_id) for row in fresh])
         elif share is not None and not share.assignments.exists():
             share.delete()  # made for a late update; an empty one would have no partial
-        if taking.settle(fresh, now):
-            verdicts = {key: replace(v, closes=True) for key, v in verdicts.items()}
+        if shares := taking.settle(fresh, now):
+            closing = _closing(share, round_, alone=shares == 1) if share is not None else None
+            verdicts = {key: replace(v, closes=True, closing=closing) for key, v in verdicts.items()}
     if taking.look:
         look_now(round_.session_id)
     return verdicts
+
+
+def _closing(share: CombinerShare, round_: Round, *, alone: bool) -> Closing:
+    accepted = accepted_updates([share.pk])[share.pk]
+    return Closing(share.pk, round_.pk, round_.session_id, alone, tuple(accepted))
 
 
 def _accepted_already(row: Assignment) -> Verdict:

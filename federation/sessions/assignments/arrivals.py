@@ -56,21 +56,20 @@ class Taking:
             dropped = asynchronous.drop_stale(self.session, self.round, self.config, live, now)
             self._free = {row.client_id for row in dropped}
 
-    def settle(self, fresh: Collection[Assignment], now: dt.datetime) -> bool:
-        """The updates of `fresh` are accepted and written. True: that closed the round."""
+    def settle(self, fresh: Collection[Assignment], now: dt.datetime) -> int:
+        """The updates of `fresh` are accepted and written. Answers how many shares that made close with the round."""
         if self.session is not None:
             free = self._free | {row.client_id for row in fresh}
-            return bool(free) and asynchronous.settle(self.session, self.round, self.config, free, now)
+            return asynchronous.settle(self.session, self.round, self.config, free, now) if free else 0
         if not fresh:
-            return False
+            return 0
         counts = rounds.tally(self.round)
         if counts.accepted >= self.round.min_updates:
             rounds.start_grace(self.round, self.config, now)
         if rounds.rule_met(self.round, counts, now):
-            rounds.close(self.round, counts, now)
-            return True
+            return rounds.close(self.round, counts, now)
         self.look = counts.live == 0
-        return False
+        return 0
 
 
 def taking(round_id: uuid.UUID) -> Taking | None:

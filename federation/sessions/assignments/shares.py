@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef, QuerySet
@@ -15,6 +13,7 @@ from clients_app.models import Combiner
 from federation.events.services import publish
 from federation.sessions import committing, counting, lost, rounds
 from federation.sessions.assignments.acceptance import look_now
+from federation.sessions.assignments.share_work import ShareWork, accepted_updates
 from federation.sessions.choices import (
     OPEN_ROUND,
     SHARE_MOVES,
@@ -29,39 +28,6 @@ from federation.sessions.models import Assignment, CombinerShare, Round
 from foundation import hints
 from foundation.clock import db_now
 from foundation.moves import move
-
-
-@dataclass(frozen=True)
-class AcceptedUpdate:
-    assignment_id: uuid.UUID
-    client_name: str
-    spool_name: str
-    weight: float  # in the fold; 0: it is counted, but not folded
-    update_key: str = ""  # where storage has it, once it was collected
-
-
-@dataclass(frozen=True)
-class ShareWork:
-    """A share of this combiner in an unfinished round, with the accepted rows that count."""
-
-    share_id: uuid.UUID
-    round_id: uuid.UUID
-    session_id: uuid.UUID
-    project_id: uuid.UUID
-    closing: bool
-    is_model: bool  # the partial is the model as it is: the only share, and plain averaging
-    collects: bool  # the updates go to storage as they came; there is no partial
-    layout: list[Any]
-    accepted: tuple[AcceptedUpdate, ...]
-
-
-def weight_of(row: Assignment) -> float:
-    return counted_weight(row.weight, row.num_examples)
-
-
-def counted_weight(weight: float | None, num_examples: float | None) -> float:
-    """In the fold. Rows that were accepted before weights were kept count by their examples."""
-    return weight if weight is not None else num_examples or 0.0
 
 
 def note_collected(*, combiner_id: uuid.UUID, epoch: int, keys: Mapping[uuid.UUID, str]) -> set[uuid.UUID]:
@@ -114,13 +80,7 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
     )
     if not shares:
         return []
-    accepted: dict[uuid.UUID, list[AcceptedUpdate]] = {share[0]: [] for share in shares}
-    rows = Assignment.objects.filter(share_id__in=list(accepted), status=AssignmentStatus.ACCEPTED)
-    for share_id, pk, client_name, spool_name, weight, examples, update_key in rows.order_by(
-        "id"
-    ).values_list("share_id", "pk", "client__name", "spool_name", "weight", "num_examples", "update_key"):
-        counted = counted_weight(weight, examples)
-        accepted[share_id].append(AcceptedUpdate(pk, client_name, spool_name, counted, update_key))
+    accepted = accepted_updates([share[0] for share in shares])
     work = []
     for pk, round_id, session_id, project_id, status, said, layout, alone in shares:
         config = SessionConfig.from_json(said)
@@ -192,7 +152,7 @@ def finish_share(
             return False
         others = {status for status, *_ in shares.values()} - {ShareStatus.ABANDONED}
         if round_.status == RoundStatus.CLOSING and others <= {ShareStatus.FINISHED}:
-            if rounds.tally(round_).accepted < round_.min_updates:
+            if rounds.accepted_in(round_).count() < round_.min_updates:
                 hints.wake_session(str(session_id))
             elif session is not None and partial_key and not others:
                 adopted = ReducedModel(partial_key, partial_sha256, 0, updates, weight)

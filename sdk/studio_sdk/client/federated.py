@@ -243,6 +243,7 @@ class FederatedClient:
             holds=[*self._queue.holds(), *self._links.reported()],
             attributes_json=json.dumps(attributes),
             can_validate=trainer.can_validate,
+            takes_models=True,
         )
 
     def _take(self, link: Link, message: pb.ServerMessage) -> None:

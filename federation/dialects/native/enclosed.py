@@ -1,0 +1,59 @@
+"""Small models inside the tasks that name them: a call less for each client, which of a short round is much."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+
+from federation.combiner.connection import Connection
+from federation.combiner.downloads import Downloads
+from federation.combiner.encoded import Encoding
+from federation.dialects.native import frames, reports
+from federation.sessions.assignments import Owed
+from foundation.errors import StudioError
+
+MOST_BYTES = 1 << 20  # of a model
+WAITING_BYTES = 32 << 20  # of models that clients have not said to have: beyond it they download
+
+
+class Enclosed:
+    """What was sent so counts until its client says that it came: gRPC takes a message of this size off our hands at
+    once, and keeps it for who stands still."""
+
+    def __init__(self, downloads: Downloads) -> None:
+        self._downloads = downloads
+        self._waiting: defaultdict[Connection, dict[str, int]] = defaultdict(dict)
+        self.waiting_bytes = 0
+
+    def begin(self, connection: Connection, task: Owed) -> bool:
+        """Whether its model may go inside it now; then it counts."""
+        size = task.model_size_bytes
+        if size > min(MOST_BYTES, WAITING_BYTES - self.waiting_bytes):
+            return False
+        self._waiting[connection][str(task.assignment_id)] = size
+        self.waiting_bytes += size
+        return True
+
+    def arrived(self, connection: Connection, assignment_id: str) -> None:
+        """Its client has the task; may be said again, and of others."""
+        if connection in self._waiting:
+            self.waiting_bytes -= self._waiting[connection].pop(assignment_id, 0)
+
+    def forget(self, connection: Connection) -> None:
+        """The stream is over."""
+        self.waiting_bytes -= sum(self._waiting.pop(connection, {}).values())
+
+    async def message(self, task: Owed) -> bytes | None:
+        """A `ServerMessage` of the task with its model. None: it cannot be read now, so the client asks for it."""
+        try:
+            file = await self._downloads.open(task.grant)
+        except StudioError:
+            return None
+        try:
+            plain = Encoding(f"plain {task.model_id}", lambda _at, data: data)
+            pieces = [piece async for piece in self._downloads.encoded.messages(file, plain)]
+        finally:
+            os.close(file)
+        if sum(len(piece) for piece in pieces) != task.model_size_bytes:
+            return None
+        return frames.task_with_model(reports.task(task), pieces)
