@@ -175,9 +175,9 @@ class Shares:
         except SpoolLost as error:
             await in_rows(assignments.abandon_share, share_id=work.share_id, reason=str(error))
         except StudioError as error:
-            await in_rows(
-                assignments.fail_round, round_id=work.round_id, reason=f"{error.message} {self._names(work)}"
-            )
+            names = await in_rows(assignments.names_in_share, work.share_id)
+            reason = f"{error.message} Updates came from: {', '.join(names)}."
+            await in_rows(assignments.fail_round, round_id=work.round_id, reason=reason)
         except Exception:  # such as a disk that fails; it is tried again at the next look
             log.exception("share.close_failed", share=str(work.share_id))
             await in_rows(
@@ -188,10 +188,6 @@ class Shares:
         finally:
             self._sums.drop(work.share_id)
             self._closing.discard(work.share_id)
-
-    @staticmethod
-    def _names(work: ShareWork) -> str:
-        return "Updates came from: " + ", ".join(update.client_name for update in work.accepted[:10]) + "."
 
     async def _complete(self, work: ShareWork) -> Accumulator:
         """The accumulator that holds exactly the accepted rows."""

@@ -84,6 +84,7 @@ def train(
     if counts.accepted >= (round_.min_updates if over else round_.goal):
         if alone:
             close(session, round_, config, now)
+            hints.wake_combiners([])
             return None
     elif over:
         why = "time was up" if now >= round_.deadline else "not enough clients are left"

@@ -27,7 +27,7 @@ def lock_session(session_id: uuid.UUID, *, patient: bool = True) -> Session | No
     """None: there is none, or, where not `patient`, somebody else holds it."""
     bound_lock_wait()
     rows = Session.objects.select_for_update(of=("self",), no_key=True, skip_locked=not patient)
-    return rows.filter(pk=session_id).first()
+    return next(iter(rows.filter(pk=session_id).order_by()), None)
 
 
 def lock_open_rounds(session: Session) -> list[Round]:
@@ -38,4 +38,5 @@ def lock_open_rounds(session: Session) -> list[Round]:
 
 def lock_round(round_id: uuid.UUID) -> Round | None:
     bound_lock_wait()
-    return Round.objects.select_for_update(of=("self",), no_key=True).filter(pk=round_id).first()
+    rows = Round.objects.select_for_update(of=("self",), no_key=True)
+    return next(iter(rows.filter(pk=round_id).order_by()), None)

@@ -159,7 +159,8 @@ def end_trains(of: Session | Round, status: str, reason: str) -> None:
 
 
 def close(round_: Round, counts: Tally, now: dt.datetime) -> int:
-    """training -> closing; answers how many shares close with it. Round is locked: nobody else locks its shares."""
+    """training -> closing; answers how many shares close with it, for the caller to tell their combiners. Round is
+    locked: nobody else locks its shares."""
     if not move(Round.objects.filter(pk=round_.pk), ROUND_MOVES, RoundStatus.CLOSING, closing_at=now):
         return 0
     closing = move(
@@ -171,7 +172,6 @@ def close(round_: Round, counts: Tally, now: dt.datetime) -> int:
     why = "time is up" if now >= round_.deadline else f"{counts.accepted} updates are enough"
     if counts.live and not round_.buffered:  # else they are taken by the next round
         end_trains(round_, AssignmentStatus.EXPIRED, f"round {round_.number} is closed: {why}")
-    hints.wake_combiners([])
     return closing
 
 

@@ -11,6 +11,7 @@ from federation.sessions.config import SessionConfig
 from federation.sessions.lost import give_up_lost_disks
 from federation.sessions.models import Assignment, Round, Session
 from federation.sessions.selection import choose_more, eligible
+from foundation import hints
 
 RESERVES_LOOK_S = 2.0
 
@@ -22,6 +23,7 @@ def train(session: Session, round_: Round, config: SessionConfig, now: dt.dateti
     counts = rounds.tally(round_)
     if rounds.rule_met(round_, counts, now):
         rounds.close(round_, counts, now)
+        hints.wake_combiners([])
         return None
     timed_out = now >= round_.deadline
     if not timed_out and assign_reserve(session, round_, config):

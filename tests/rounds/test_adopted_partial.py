@@ -12,15 +12,16 @@ from django.db import OperationalError
 from django.db.models import F
 from django.utils import timezone
 
-from clients_app.models import Combiner
+from clients_app.models import Client, Combiner
 from clients_app.presence import CombinerLease
 from federation.combiner import shares
 from federation.models.models import Model
 from federation.sessions import assignments, engine
+from federation.sessions.assignments import shares as share_rows
 from federation.sessions.models import CombinerShare, Session
 from federation.sessions.services import stop_session
 from federation.sessions.sweeping import sweep
-from foundation import storage
+from foundation import hints, storage
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere
 from tests.rounds.rows import Rows, again, assert_same, update
@@ -30,10 +31,10 @@ from tests.wire_client import ACCEPTED
 pytestmark = pytest.mark.django_db
 
 
-def trained(rows: Rows, **settings: object) -> tuple[Session, CombinerLease]:
+def trained(rows: Rows, *, rounds: int = 2, **settings: object) -> tuple[Session, CombinerLease]:
     lease = rows.lease()
     (client,) = rows.online(lease, "a")
-    session = rows.running(rounds=2, **settings)
+    session = rows.running(rounds=rounds, **settings)
     rows.accept(lease, rows.task(session, client), value=3)
     return session, lease
 
@@ -43,13 +44,67 @@ def test_it_is_committed_without_a_reduction(rows: Rows) -> None:
     assert rows.finish_share(lease) == [True]
     session.refresh_from_db()
     assert (session.rounds_done, session.trail.count()) == (1, 1)
-    assert rows.round(session).status == "finished"
-    assert rows.round(session).timings["reducing_s"] == 0.0
+    first = session.rounds.get(number=1)
+    assert first.status == "finished" and first.timings["reducing_s"] == 0.0
     assert_same(rows.arrays_of(session.current_model), update(3))
     assert session.current_model.key == CombinerShare.objects.get().partial_key
     assert session.current_model.metadata == {"updates": 1, "num_examples": 1.0}
-    engine.advance(session.pk)
-    assert rows.round(session).number == 2
+
+
+def test_the_next_round_opens_in_the_transaction_that_made_the_model_and_no_worker_is_asked(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    session, lease = trained(rows)
+    monkeypatch.setattr(hints, "wake_session", asked.append)
+    rows.finish_share(lease)
+    following = rows.round(session)
+    assert (following.number, following.status) == (2, "training") and not asked
+    assert following.input_model == Session.objects.get().current_model
+    assert rows.task(session, Client.objects.get()).round == following
+    assert engine.advance(session.pk) == 0  # a worker that looks all the same finds nothing to do
+
+
+def test_the_last_model_ends_the_session_at_once(rows: Rows) -> None:
+    session, lease = trained(rows, rounds=1)
+    rows.finish_share(lease)
+    session.refresh_from_db()
+    assert (session.status, session.reason) == ("finished", "All 1 rounds are done.")
+
+
+def test_a_stop_that_was_asked_for_meanwhile_is_the_step_that_follows(rows: Rows) -> None:
+    session, lease = trained(rows)
+    stop_session(actor=rows.actor, session=session)
+    rows.finish_share(lease)
+    session.refresh_from_db()
+    assert (session.status, session.rounds.count()) == ("stopped", 1)
+
+
+def test_a_model_is_kept_and_a_worker_asked_when_the_step_that_follows_goes_wrong(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    session, lease = trained(rows)
+    monkeypatch.setattr(hints, "wake_session", asked.append)
+
+    def breaks(*_args: object) -> None:
+        Session.objects.update(name="half a step")
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine, "begin", breaks)
+    rows.finish_share(lease)
+    session.refresh_from_db()
+    assert session.rounds_done == 1 and session.name == "training" and asked == [str(session.pk)]
+
+
+def test_choosing_among_many_clients_is_left_to_a_worker(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    session, lease = trained(rows)
+    monkeypatch.setattr(share_rows, "FEW_UPDATES", 0)
+    monkeypatch.setattr(hints, "wake_session", asked.append)
+    rows.finish_share(lease)
+    assert rows.round(session).number == 1 and asked == [str(session.pk)]
+    assert engine.advance(session.pk) == 1
 
 
 def test_a_second_combiner_makes_it_a_reduction(rows: Rows) -> None:

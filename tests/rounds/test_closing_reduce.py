@@ -116,7 +116,7 @@ def test_the_set_that_counts_is_what_is_accepted_once_the_share_closes(rows: Row
     (verdict,) = rows.accept(lease, rows.task(session, b), value=50)
     assert not verdict.accepted and "round 1 is closed" in verdict.reason
     (work,) = assignments.unfinished_shares(lease.combiner_id, closing_only=True)
-    assert [u.client_name for u in work.accepted] == ["a"]
+    assert [u.assignment_id for u in work.accepted] == [rows.task(session, a).pk]
 
 
 def test_only_one_reduces_at_a_time_and_a_claim_is_renewed_by_its_owner(rows: Rows) -> None:

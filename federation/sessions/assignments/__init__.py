@@ -9,7 +9,13 @@ from federation.sessions.assignments.acceptance import (
     refusal,
     report_late,
 )
-from federation.sessions.assignments.share_work import AcceptedUpdate, Closing, ShareWork, weight_of
+from federation.sessions.assignments.share_work import (
+    AcceptedUpdate,
+    Closing,
+    ShareWork,
+    names_in_share,
+    weight_of,
+)
 from federation.sessions.assignments.shares import (
     abandon_share,
     fail_round,
@@ -58,6 +64,7 @@ __all__ = [
     "lose_disk",
     "mark_delivered",
     "model_grant",
+    "names_in_share",
     "newest_on_model",
     "note_collected",
     "note_full_disk",

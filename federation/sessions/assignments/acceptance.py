@@ -138,6 +138,8 @@ def _accept_together(
             share.delete()  # made for a late update; an empty one would have no partial
         if shares := taking.settle(fresh, now):
             closing = _closing(share, round_, alone=shares == 1) if share is not None else None
+            if closing is None or shares > 1:
+                hints.wake_combiners([])
             verdicts = {key: replace(v, closes=True, closing=closing) for key, v in verdicts.items()}
     if taking.look:
         look_now(round_.session_id)
@@ -234,12 +236,9 @@ def _accepted_event(row: Assignment, round_: Round, combiner_id: uuid.UUID) -> E
 
 def _share_to_fill(round_: Round, combiner_id: uuid.UUID) -> CombinerShare | None:
     """The combiner's open share, locked; made here while the locked round is training."""
-    share = (
-        CombinerShare.objects.select_for_update(of=("self",), no_key=True)
-        .filter(round=round_, combiner_id=combiner_id)
-        .exclude(status=ShareStatus.ABANDONED)
-        .first()
-    )
+    shares = CombinerShare.objects.select_for_update(of=("self",), no_key=True)
+    kept = shares.filter(round=round_, combiner_id=combiner_id).exclude(status=ShareStatus.ABANDONED)
+    share = next(iter(kept.order_by()), None)
     if share is not None:
         return share if share.status == ShareStatus.OPEN else None
     if round_.status != RoundStatus.TRAINING:

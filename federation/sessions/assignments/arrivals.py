@@ -77,7 +77,9 @@ def taking(round_id: uuid.UUID) -> Taking | None:
     round any more."""
     rows = Round.objects.filter(pk=round_id).select_related("session")
     bound_lock_wait()
-    mine = rows.select_for_update(of=("self",), no_key=True).filter(buffered=False).first()
+    mine = next(
+        iter(rows.select_for_update(of=("self",), no_key=True).filter(buffered=False).order_by()), None
+    )
     if mine is not None:
         return Taking(mine, SessionConfig.from_json(mine.session.config))
     asked = rows.first()

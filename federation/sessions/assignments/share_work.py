@@ -16,7 +16,6 @@ from federation.sessions.models import Assignment
 @dataclass(frozen=True)
 class AcceptedUpdate:
     assignment_id: uuid.UUID
-    client_name: str
     spool_name: str
     weight: float  # in the fold; 0: it is counted, but not folded
     update_key: str = ""  # where storage has it, once it was collected
@@ -66,12 +65,17 @@ def accepted_updates(share_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Acc
     """One query, however many there are; no row becomes an object."""
     accepted: dict[uuid.UUID, list[AcceptedUpdate]] = {share_id: [] for share_id in share_ids}
     rows = Assignment.objects.filter(share_id__in=share_ids, status=AssignmentStatus.ACCEPTED)
-    for share_id, pk, client_name, spool_name, weight, examples, update_key in rows.order_by(
-        "id"
-    ).values_list("share_id", "pk", "client__name", "spool_name", "weight", "num_examples", "update_key"):
+    fields = ("share_id", "pk", "spool_name", "weight", "num_examples", "update_key")
+    for share_id, pk, spool_name, weight, examples, update_key in rows.order_by("id").values_list(*fields):
         counted = counted_weight(weight, examples)
-        accepted[share_id].append(AcceptedUpdate(pk, client_name, spool_name, counted, update_key))
+        accepted[share_id].append(AcceptedUpdate(pk, spool_name, counted, update_key))
     return accepted
+
+
+def names_in_share(share_id: uuid.UUID) -> list[str]:
+    """Whose updates are accepted in it: the first few, by name."""
+    rows = Assignment.objects.filter(share_id=share_id, status=AssignmentStatus.ACCEPTED)
+    return list(rows.order_by("client__name").values_list("client__name", flat=True)[:10])
 
 
 def weight_of(row: Assignment) -> float:

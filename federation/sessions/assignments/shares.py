@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 
 from clients_app.models import Combiner
 from federation.events.services import publish
-from federation.sessions import committing, counting, lost, rounds
+from federation.sessions import committing, counting, engine, lost, rounds
 from federation.sessions.assignments.acceptance import look_now
 from federation.sessions.assignments.share_work import ShareWork, accepted_updates
 from federation.sessions.choices import (
@@ -28,6 +28,10 @@ from federation.sessions.models import Assignment, CombinerShare, Round
 from foundation import hints
 from foundation.clock import db_now
 from foundation.moves import move
+
+FEW_UPDATES = (
+    100  # of a round: choosing among the clients of larger ones is a worker's work, not a combiner's
+)
 
 
 def note_collected(*, combiner_id: uuid.UUID, epoch: int, keys: Mapping[uuid.UUID, str]) -> set[uuid.UUID]:
@@ -156,8 +160,11 @@ def finish_share(
                 hints.wake_session(str(session_id))
             elif session is not None and partial_key and not others:
                 adopted = ReducedModel(partial_key, partial_sha256, 0, updates, weight)
-                committing.adopt_partial(session, round_, adopted, db_now())
-                hints.wake_session(str(session_id))
+                made = committing.adopt_partial(session, round_, adopted, db_now())
+                if made is not None and updates <= FEW_UPDATES:
+                    engine.go_on(session)
+                else:
+                    hints.wake_session(str(session_id))
             else:
                 rounds.start_reducing(round_, db_now())
     return True
