@@ -44,11 +44,12 @@ def _publish(channel: str, payload: dict[str, Any]) -> None:
         log.warning("hint.lost channel=%s error=%s", channel, type(error).__name__)
 
 
-def wake_combiners(client_ids: list[str], *, revoked: bool = False) -> None:
-    """After commit: tell combiners that these clients' assignments changed, or that shares begin to close (no clients),
-    or that tokens of these clients were `revoked`."""
+def wake_combiners(client_ids: list[str], *, revoked: bool = False, ourselves: bool = False) -> None:
+    """After commit: tell combiners that these clients' assignments changed, or that shares begin to close (no clients;
+    the combiner of this process is told by its caller, unless `ourselves`), or that these clients' tokens were
+    `revoked`."""
     said: dict[str, Any] = {"clients": client_ids} | ({"revoked": True} if revoked else {})
-    if not client_ids:
+    if not client_ids and not ourselves:
         said["from"] = PROCESS
     transaction.on_commit(lambda: _publish(COMBINER_CHANNEL, said), robust=True)
 

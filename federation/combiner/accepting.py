@@ -76,12 +76,14 @@ class Acceptance:
                         )
                         answer.exception()
                 continue
-            for grant, update, answer in batch:
+            for grant, update, _ in batch:
                 verdict = verdicts[update.assignment_id]
-                if verdict.accepted and verdict.spool_name == update.spool_name:
+                if verdict.keeps(update):
                     self.spool.pending.discard(update.spool_name)
                     self._on_accepted(grant, update, verdict)
-                else:  # late, or a second copy: only the file named in the row counts
+            for _, update, answer in batch:
+                verdict = verdicts[update.assignment_id]
+                if not verdict.keeps(update):  # late, or a second copy: only the file named in the row counts
                     await in_files(self.spool.discard_update, update.spool_name)
                 if verdict.superseded:
                     self._on_superseded()

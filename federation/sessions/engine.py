@@ -69,6 +69,8 @@ def go_on(session: Session) -> None:
         with transaction.atomic():
             taken = step(session)
     except Exception:  # the model is not lost for it
+        if transaction.get_rollback():  # unless the database itself has gone: then nothing was committed
+            raise
         log.exception("session.step_failed", session=str(session.pk))
     if taken is Step.MORE:
         hints.wake_session(str(session.pk))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 
 from federation.sessions.choices import (
     LIVE_ASSIGNMENT,
@@ -84,7 +85,7 @@ class Round(models.Model):
         "federation_models.Model", models.SET_NULL, null=True, blank=True, related_name="made_by"
     )
     deadline = models.DateTimeField()
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(default=timezone.now)
     closing_at = models.DateTimeField(null=True, blank=True)
     reducing_at = models.DateTimeField(null=True, blank=True)
     ended_at = models.DateTimeField(null=True, blank=True)

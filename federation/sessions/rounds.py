@@ -92,6 +92,7 @@ def open_round(session: Session, chosen: Chosen, config: SessionConfig, now: dt.
         min_updates=chosen.min_updates,
         buffered=config.asynchronous is not None,
         input_model_id=session.current_model_id,
+        created_at=now,
         deadline=deadline,
         plan=chosen.plan | settle(session, config),
     )

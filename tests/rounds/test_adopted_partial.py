@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.db.models import F
 from django.utils import timezone
 
@@ -18,10 +19,11 @@ from federation.combiner import shares
 from federation.models.models import Model
 from federation.sessions import assignments, engine
 from federation.sessions.assignments import shares as share_rows
+from federation.sessions.choices import AssignmentStatus
 from federation.sessions.models import CombinerShare, Session
 from federation.sessions.services import stop_session
 from federation.sessions.sweeping import sweep
-from foundation import hints, storage
+from foundation import hints, ids, storage
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere
 from tests.rounds.rows import Rows, again, assert_same, update
@@ -100,7 +102,7 @@ def test_a_model_is_kept_and_a_worker_asked_when_the_step_that_follows_goes_wron
 def test_choosing_among_many_clients_is_left_to_a_worker(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     session, lease = trained(rows)
-    monkeypatch.setattr(share_rows, "FEW_UPDATES", 0)
+    monkeypatch.setattr(share_rows, "FEW_ONLINE", 0)
     monkeypatch.setattr(hints, "wake_session", asked.append)
     rows.finish_share(lease)
     assert rows.round(session).number == 1 and asked == [str(session.pk)]
@@ -188,3 +190,41 @@ def test_a_combiner_whose_answer_was_lost_never_deletes_the_model_though_a_newer
     assert answers == [True, True]
     session.refresh_from_db()
     assert_same(rig.arrays_of(session.current_model), update(3))
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, 3600])
+def test_a_round_of_a_combiner_whose_clock_is_wrong_is_tried_again_as_any_other(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    """Ids sort by the clock of the host that made them."""
+    session, lease = trained(rows, max_failed_rounds=5)
+    client = Client.objects.get()
+    here = time.time_ns
+    with monkeypatch.context() as combiner:
+        combiner.setattr(ids.time, "time_ns", lambda: here() + ahead_s * 10**9)
+        rows.finish_share(lease)
+    for attempt in (1, 2, 3):
+        newest = session.rounds.get(number=2, attempt=attempt)
+        assert newest.status == "training"
+        (task,) = newest.assignments.all()
+        assignments.end_with_reason(
+            client_id=client.pk, assignment_id=task.pk, status=AssignmentStatus.FAILED, reason="no data"
+        )
+        engine.advance(session.pk)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_goes_away_in_the_step_that_follows_is_no_success(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, lease = trained(rows)
+
+    def breaks(*_args: object) -> None:
+        raise OperationalError("the connection is gone")
+
+    monkeypatch.setattr(engine, "begin", breaks)
+    monkeypatch.setattr(connection, "savepoint_rollback", breaks)
+    with pytest.raises(OperationalError):
+        rows.finish_share(lease)
+    session.refresh_from_db()
+    assert session.rounds_done == 0

@@ -19,6 +19,7 @@ from federation.sessions import assignments, due, engine, reduction
 from federation.sessions.choices import LIVE_ASSIGNMENT, PAST_TRAINING, AssignmentStatus
 from federation.sessions.models import Assignment, Round, Session
 from federation.sessions.services import stop_session
+from foundation import hints
 from foundation.errors import StudioError
 from tests.rounds.rows import Rows, again, ago, assert_same, give_up, statuses, update
 
@@ -106,7 +107,7 @@ def test_a_second_copy_is_accepted_again_and_changes_nothing(rows: Rows) -> None
     (first,) = rows.accept(lease, task)
     send(rows, lease, session, b)  # the round closes
     (second,) = rows.accept(lease, task)
-    assert second.accepted
+    assert second.accepted and second.closes, "the answer that said so may have been lost"
     assert (second.spool_name, second.share_id, second.round_id) == (
         first.spool_name, first.share_id, task.round_id,
     )  # fmt: skip
@@ -151,9 +152,9 @@ def test_a_client_that_joins_while_the_session_runs_is_given_work(
 ) -> None:
     session, lease, _ = begin(rows, "ab")
     (late,) = rows.online(lease, "late")
-    with django_capture_on_commit_callbacks() as hints:
+    with django_capture_on_commit_callbacks() as said:
         assignments.wake_waiting_sessions([rows.project.pk])
-    assert len(hints) == 1  # it is looked at now
+    assert len(said) == 1  # it is looked at now
     again(session)
     assert training(session) == ["a", "b", "late"]
     assert rows.task(session, late).model_id == session.current_model_id
@@ -242,6 +243,34 @@ def test_an_update_that_is_too_stale_is_refused_with_the_reason_and_its_client_a
     fresh = rows.task(session, slow)
     assert fresh.pk != asked.pk and fresh.model_id == session.current_model_id
     assert send(rows, lease, session, slow).accepted and rows.task(session, slow).pk != fresh.pk
+
+
+@pytest.mark.parametrize("name", ["c1", "c2"])
+def test_an_update_that_is_refused_may_close_a_round_and_every_combiner_is_told(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The round was full already; the one before it has become a model, and no worker has looked since."""
+    session, lease, (a, b, slow) = begin(rows, "abc", 9, {"max_staleness": 1})
+    asked, told = rows.task(session, slow), []
+    for number in (1, 2, 3):
+        send(rows, lease, session, a)
+        send(rows, lease, session, b)
+        if number == 1:
+            become_model(rows, lease, session)
+    rows.finish_share(lease)
+    reduction.reduce_round(Round.objects.get(session=session, number=2).pk)
+    wake = hints.wake_combiners
+
+    def noted(clients: list[str], **said: Any) -> None:
+        told.append((clients, said))
+        wake(clients, **said)
+
+    monkeypatch.setattr(hints, "wake_combiners", noted)
+    other = rows.lease("c2")
+    (verdict,) = rows.accept(lease if name == "c1" else other, asked)
+    assert not verdict.accepted and verdict.closes and verdict.closing is None
+    assert open_rounds(session) == [(3, "closing"), (4, "training")]
+    assert ([], {"ourselves": True}) in told
 
 
 def test_a_slow_client_never_delays_a_round(rows: Rows) -> None:

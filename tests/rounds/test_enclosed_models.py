@@ -12,8 +12,8 @@ import pytest
 from studio_sdk import studio_v1_pb2 as pb
 from studio_sdk.client.links import Links
 from studio_sdk.client.store import Store
+from studio_sdk.client.tasks import held_task
 from studio_sdk.client.transfer import Transfers
-from studio_sdk.project.entry_point import CancelSwitch
 
 from federation.dialects.native import enclosed
 from federation.models.models import Model
@@ -110,6 +110,29 @@ def test_models_that_wait_for_clients_that_stand_still_are_counted_and_beyond_th
         proxy.close()
 
 
+def test_a_model_that_a_client_was_just_sent_is_not_sent_again_with_its_next_task(
+    rig: Rig, combiner: CombinerHere
+) -> None:
+    """It validates the model that it trains on next."""
+    wire = rig.connect(combiner, rig.client("a")[1], takes_models=True)
+    rig.session(min_clients=1, rounds=2, validate=True, seed=rig.model({"w": np.zeros(SMALL, np.float32)}))
+    first = wire.next_task()
+    assert wire.upload(first, first.model).status == ACCEPTED
+    tasks = [wire.next_task("validate"), wire.next_task()]
+    assert len({task.model_id for task in tasks}) == 1 and tasks[0].model_id != first.model_id
+    assert sorted(bool(task.model) for task in tasks) == [False, True]
+
+
+def test_a_client_that_confirms_nothing_uses_up_no_more_than_its_share(
+    rig: Rig, combiner: CombinerHere
+) -> None:
+    wire = rig.connect(combiner, rig.client("a")[1], takes_models=True)
+    for number in range(4):
+        rig.session(min_clients=1, seed=rig.model({"w": np.full(SMALL, number, np.float32)}))
+    tasks = [wire.said("task") for _ in range(4)]
+    assert sum(bool(task.model) for task in tasks) == enclosed.WAITING_EACH
+
+
 def test_the_sdk_keeps_what_came_in_the_task_and_asks_only_when_it_is_damaged(tmp_path: Path) -> None:
     body = b"a model" * 100
     transfers, asked = Transfers(Links(), Store("one", tmp_path), lambda _text: None), []
@@ -123,8 +146,9 @@ def test_the_sdk_keeps_what_came_in_the_task_and_asks_only_when_it_is_damaged(tm
     transfers._link = lambda _cancel: None  # type: ignore[method-assign,assignment,return-value]
     for number, model in enumerate((body, b"", b"another" + body)):
         task = pb.Task(model_id=str(number), model_sha256=hashlib.sha256(body).hexdigest(), model=model)
-        path = transfers.model(task, CancelSwitch())
+        held = held_task(task)
+        path = transfers.model(held.task, held.cancel, held.model)
         assert path.read_bytes() == body
-        assert not task.model, "it would be kept in memory while it is trained"
+        assert not held.task.model, "it would be kept in memory while it is trained"
         path.unlink()
     assert asked == ["1", "2"]

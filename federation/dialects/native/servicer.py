@@ -131,8 +131,9 @@ class NativeServicer:
                     and hello.takes_models
                     and self.enclosed.begin(connection, delivery)
                 ):
-                    self.core.traffic.sent_bytes += delivery.model_size_bytes
-                    yield await self.enclosed.message(delivery) or to_wire(delivery)
+                    message = await self.enclosed.message(delivery)
+                    self.core.traffic.sent_bytes += delivery.model_size_bytes if message else 0
+                    yield message or to_wire(delivery)
                 else:
                     yield to_wire(delivery)
                 if isinstance(delivery, wire.ServerMessage):

@@ -75,6 +75,10 @@ class Verdict:
     weight: float | None = None
     round_id: uuid.UUID | None = None  # that of the share
 
+    def keeps(self, update: SpooledUpdate) -> bool:
+        """Whether this update's file is the one that counts."""
+        return self.accepted and self.spool_name == update.spool_name
+
 
 def accept_updates(
     *, combiner_id: uuid.UUID, epoch: int, updates: Sequence[SpooledUpdate]
@@ -137,9 +141,9 @@ def _accept_together(
         elif share is not None and not share.assignments.exists():
             share.delete()  # made for a late update; an empty one would have no partial
         if shares := taking.settle(fresh, now):
-            closing = _closing(share, round_, alone=shares == 1) if share is not None else None
+            closing = _closing(share, round_, alone=shares == 1) if fresh and share is not None else None
             if closing is None or shares > 1:
-                hints.wake_combiners([])
+                hints.wake_combiners([], ourselves=closing is None)
             verdicts = {key: replace(v, closes=True, closing=closing) for key, v in verdicts.items()}
     if taking.look:
         look_now(round_.session_id)
@@ -152,9 +156,16 @@ def _closing(share: CombinerShare, round_: Round, *, alone: bool) -> Closing:
 
 
 def _accepted_already(row: Assignment) -> Verdict:
-    share = CombinerShare.objects.filter(assignments=row).only("round_id").first()
+    """Closed since, or by the call that is repeated here because its answer was lost: then that is told again."""
+    share = CombinerShare.objects.filter(assignments=row).only("round_id", "status").first()
     return Verdict(
-        True, "", row.share_id, row.spool_name, weight=row.weight, round_id=share.round_id if share else None
+        True,
+        "",
+        row.share_id,
+        row.spool_name,
+        closes=share is not None and share.status == ShareStatus.CLOSING,
+        weight=row.weight,
+        round_id=share.round_id if share else None,
     )
 
 

@@ -29,9 +29,7 @@ from foundation import hints
 from foundation.clock import db_now
 from foundation.moves import move
 
-FEW_UPDATES = (
-    100  # of a round: choosing among the clients of larger ones is a worker's work, not a combiner's
-)
+FEW_ONLINE = 100  # when the round opened: to choose among more is a worker's work, not a combiner's
 
 
 def note_collected(*, combiner_id: uuid.UUID, epoch: int, keys: Mapping[uuid.UUID, str]) -> set[uuid.UUID]:
@@ -161,7 +159,7 @@ def finish_share(
             elif session is not None and partial_key and not others:
                 adopted = ReducedModel(partial_key, partial_sha256, 0, updates, weight)
                 made = committing.adopt_partial(session, round_, adopted, db_now())
-                if made is not None and updates <= FEW_UPDATES:
+                if made is not None and round_.plan.get("selection", {}).get("online", 0) <= FEW_ONLINE:
                     engine.go_on(session)
                 else:
                     hints.wake_session(str(session_id))

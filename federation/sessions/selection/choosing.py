@@ -108,7 +108,8 @@ def choose_more(
 
 
 def _newest_round(session: Session) -> Round | None:
-    return Round.objects.filter(session=session).order_by("-id").first()
+    # not by id: rounds are opened on several hosts, whose clocks differ
+    return Round.objects.filter(session=session).order_by("-number", "-attempt").first()
 
 
 def _attempt(session: Session, config: SessionConfig, last: Round | None, number: int) -> int:

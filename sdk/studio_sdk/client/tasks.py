@@ -12,10 +12,12 @@ from ..project.entry_point import CancelSwitch
 
 @dataclass(eq=False)
 class HeldTask:
-    """A task this client has and has not finished. `deadline` is on `time.monotonic`'s clock."""
+    """A task this client has and has not finished. `deadline` is on `time.monotonic`'s clock. `model`: what came inside
+    the task, until it is on the disk."""
 
     task: pb.Task
     deadline: float | None
+    model: bytes = b""
     cancel: CancelSwitch = field(default_factory=CancelSwitch)
     cancel_reason: str = ""
     unwanted: bool = False  # cancelled by the server, not by this client's end
@@ -24,6 +26,15 @@ class HeldTask:
     def title(self) -> str:
         """How the state lines call it."""
         return f"round {self.task.round}"
+
+
+def held_task(task: pb.Task) -> HeldTask:
+    """As it came; the model apart, for a message keeps the memory of what is cleared in it."""
+    model = task.model
+    task.ClearField("model")
+    small = pb.Task()
+    small.CopyFrom(task)
+    return HeldTask(small, local_deadline(task.deadline_unix_s), model)
 
 
 def local_deadline(deadline_unix_s: float) -> float | None:
@@ -49,7 +60,7 @@ class TaskQueue:
         with self._changed:
             if self._closed or task.assignment_id in self.holds():
                 return False
-            self._waiting.append(HeldTask(task, local_deadline(task.deadline_unix_s)))
+            self._waiting.append(held_task(task))
             self._changed.notify_all()
             return True
 

@@ -46,12 +46,10 @@ class Transfers:
 
     # ---- down
 
-    def model(self, task: pb.Task, cancel: CancelSwitch) -> Path:
-        """The task's model on disk: from the cache, or out of the task, or downloaded. Raises TaskCancelled,
+    def model(self, task: pb.Task, cancel: CancelSwitch, enclosed: bytes = b"") -> Path:
+        """The task's model on disk: from the cache, or what came inside the task, or downloaded. Raises TaskCancelled,
         TaskFailed."""
         target = self._store.model(task.model_sha256 or task.model_id)
-        enclosed = task.model
-        task.ClearField("model")
         if target.is_file():
             return target
         part = target.with_suffix(".part")

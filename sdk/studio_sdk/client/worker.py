@@ -87,7 +87,8 @@ class Worker:
 
     def _job(self, held: HeldTask) -> Job:
         self._trainer.prepare_task(held)
-        model = self._transfers.model(held.task, held.cancel)
+        model = self._transfers.model(held.task, held.cancel, held.model)
+        held.model = b""
         try:
             settings = json.loads(held.task.settings_json or "{}")
         except ValueError:
