@@ -198,7 +198,7 @@ def epsilons_of(session: Session) -> list[tuple[int, float | None]]:
 
 def open_round_of(session: Session) -> Round | None:
     """The round that is not over yet."""
-    return Round.objects.filter(session=session, status__in=OPEN_ROUND).order_by("-id").first()
+    return Round.objects.filter(session=session, status__in=OPEN_ROUND).order_by("-number").first()
 
 
 def assignments_of(session: Session) -> QuerySet[Assignment]:

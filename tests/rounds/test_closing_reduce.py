@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from federation.sessions.sweeping import sweep
 from foundation import storage
 from foundation.errors import StudioError
 from projects.models import Project, User
+from tests.rounds.refusing import storage_refuses
 from tests.rounds.rows import Rows, ago, assert_same, mean, statuses, update
 
 pytestmark = pytest.mark.django_db
@@ -56,20 +55,6 @@ def files(top: str) -> set[str]:
     """Keys of everything stored below a folder."""
     root = Path(storage.artifacts().path(top))
     return {f"{top}/{path.relative_to(root)}" for path in root.rglob("*") if path.is_file()}
-
-
-@contextmanager
-def in_the_way(key: str) -> Iterator[None]:
-    """Storage refuses everything below `key`: a file stands where the folder was."""
-    folder = Path(storage.artifacts().path(key))
-    aside = folder.with_name(f"{folder.name}.aside")
-    folder.rename(aside)
-    folder.touch()
-    try:
-        yield
-    finally:
-        folder.unlink()
-        aside.rename(folder)
 
 
 def test_a_round_with_one_share_adopts_the_partial_as_the_model(rows: Rows) -> None:
@@ -252,7 +237,7 @@ def test_a_session_that_was_stopped_gets_no_model_any_more(rows: Rows) -> None:
 def test_storage_that_refuses_the_model_is_waited_for_and_the_session_says_so(rows: Rows) -> None:
     """storage refuses a write: retried with backoff, shown as the reason for waiting."""
     session, _, _ = to_reduce(rows, start_timeout_s=100)
-    with in_the_way(f"models/{rows.project.pk}"):
+    with storage_refuses(f"models/{rows.project.pk}"):
         round_ = rows.reduce(session)
         again(session)
         assert round_.status == "reducing" and session.status == "running"
@@ -275,7 +260,7 @@ def test_storage_that_refuses_the_model_is_waited_for_and_the_session_says_so(ro
 def test_storage_that_stays_away_ends_the_round_with_that_reason(rows: Rows) -> None:
     """Nothing waits for ever: every wait has a deadline."""
     session, _, _ = to_reduce(rows, max_failed_rounds=1)
-    with in_the_way(f"models/{rows.project.pk}"):
+    with storage_refuses(f"models/{rows.project.pk}"):
         rows.reduce(session)
         again(session)
         Session.objects.filter(pk=session.pk).update(waiting_until=ago(1))

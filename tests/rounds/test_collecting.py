@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from federation.sessions.sweeping import sweep
 from foundation import storage
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere, WorkerHere
+from tests.rounds.refusing import storage_refuses
 from tests.rounds.rows import Rows, again, assert_same, update
 from tests.rounds.test_deaths_worker import killed_at_statement
 from tests.wire_client import ACCEPTED, WireClient
@@ -41,23 +41,6 @@ def collected_files(session: Session) -> list[str]:
     root = Path(storage.artifacts().path("updates"))
     rounds = [str(pk) for pk in session.rounds.values_list("pk", flat=True)]
     return sorted(str(path.relative_to(root)) for pk in rounds for path in root.glob(f"{pk}/*"))
-
-
-@contextmanager
-def storage_refuses(top: str) -> Iterator[None]:
-    """A file stands where the folder belongs."""
-    folder = Path(storage.artifacts().path(top))
-    aside = folder.with_name(f"{top}.aside")
-    if folder.exists():
-        folder.rename(aside)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.touch()
-    try:
-        yield
-    finally:
-        folder.unlink()
-        if aside.exists():
-            aside.rename(folder)
 
 
 def sent(rig: Rig, combiner: CombinerHere, **settings: Any) -> tuple[Session, list[WireClient]]:

@@ -17,6 +17,7 @@ from foundation import storage
 from foundation.errors import StudioError
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere, WorkerHere, frozen
+from tests.rounds.refusing import block, unblock
 from tests.rounds.rows import ago, assert_same, mean, update
 from tests.wire_client import ACCEPTED
 
@@ -68,14 +69,8 @@ def test_killed_after_acknowledging_it_starts_again_and_every_update_counts_once
 def block_models(rig: Rig) -> Path:
     """Storage refuses every new model of the project: a file stands where the folder was."""
     folder = Path(storage.artifacts().path(f"models/{rig.project.pk}"))
-    folder.rename(folder.with_suffix(".aside"))
-    folder.touch()
+    block(folder)
     return folder
-
-
-def unblock(folder: Path) -> None:
-    folder.unlink()
-    folder.with_suffix(".aside").rename(folder)
 
 
 def test_killed_while_closing_it_closes_again_with_the_same_partial(

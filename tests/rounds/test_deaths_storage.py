@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -14,9 +13,9 @@ from federation.dialects.native import studio_v1_pb2 as proto
 from federation.events.models import Event
 from federation.sessions.models import Session
 from federation.sessions.services import stop_session
-from foundation import storage
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere, WorkerHere
+from tests.rounds.refusing import storage_refuses
 from tests.rounds.rows import assert_same, mean, update
 from tests.services.environment import free_port
 from tests.wire_client import ACCEPTED, WireClient
@@ -25,23 +24,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 Combiners = Callable[..., CombinerHere]
 Sender = Callable[[float], int]
-
-
-@contextmanager
-def refusing(key: str) -> Iterator[None]:
-    """A file stands where storage wants a folder."""
-    folder = Path(storage.artifacts().path(key))
-    aside = folder.with_name(f"{folder.name}.aside")
-    there = folder.exists()
-    if there:
-        folder.rename(aside)
-    folder.touch()
-    try:
-        yield
-    finally:
-        folder.unlink()
-        if there:
-            aside.rename(folder)
 
 
 @pytest.fixture
@@ -80,7 +62,7 @@ def test_a_partial_that_storage_refuses_is_tried_again_until_it_takes_it(
     everything."""
     here = [combiner_here(f"c{n}") for n in range(combiners)]
     session, senders = tasks_of(rig, here, 2)
-    with refusing(f"models/{rig.project.pk}" if combiners == 1 else "partials"):
+    with storage_refuses(f"models/{rig.project.pk}" if combiners == 1 else "partials"):
         assert [send(value) for send, value in zip(senders, (1, 3), strict=True)] == [ACCEPTED, ACCEPTED]
         waits(rig, session)
         assert session.waiting_until is not None
@@ -98,7 +80,7 @@ def test_a_session_that_waits_for_storage_may_be_stopped(
     """Retried only as long as somebody waits for it."""
     here = [combiner_here()]
     session, senders = tasks_of(rig, here, 1)
-    with refusing(f"models/{rig.project.pk}"):
+    with storage_refuses(f"models/{rig.project.pk}"):
         assert senders[0](1) == ACCEPTED
         waits(rig, session)
         stop_session(actor=rig.actor, session=session)
