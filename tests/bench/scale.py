@@ -40,22 +40,23 @@ class Point:
 
 
 POINTS = (
-    *(Point("clients", n, 1.0, 12 if n < 50 else 4) for n in (2, 10, 50, 200)),
+    *(Point("clients", n, 1.0, 40 if n < 50 else 4) for n in (2, 10, 50, 200)),
     Point("clients", 200, 1.0, 4, connected=1000),
     Point("clients", 1000, 1.0, 3),
     Point("clients", 5000, 0.1, 3),
-    *(Point("model", 10, mb, 12 if mb <= 1 else 4) for mb in (0.1, 1.0, 10.0, 50.0)),
-    Point("model", 2, 500.0, 3),
+    *(Point("model", 10, mb, 40 if mb <= 1 else 5) for mb in (0.1, 1.0, 10.0, 50.0)),
+    Point("model", 2, 500.0, 5),
     *(Point("combiners", 40, 5.0, 5, combiners=n) for n in (1, 2, 4)),
     *(Point("sessions", 10, 0.1, 6 if n < 100 else 3, sessions=n) for n in (1, 10, 100)),
 )
 
 
 def measured(points: tuple[Point, ...]) -> Iterator[dict[str, Any]]:
-    for combiners in sorted({point.combiners for point in points}):
+    """A Studio of its own for each axis and number of combiners: what served thousands keeps some of their memory."""
+    for axis, combiners in dict.fromkeys((point.axis, point.combiners) for point in points):
         with stack.running("--combiners", str(combiners)) as studio:
             for point in points:
-                if point.combiners != combiners:
+                if (point.axis, point.combiners) != (axis, combiners):
                     continue
                 connected = max(point.clients, point.connected)
                 with swarm(studio, connected):

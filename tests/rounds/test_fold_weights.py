@@ -203,4 +203,4 @@ def test_a_verdict_tells_the_weight_to_the_combiner(rows: Rows) -> None:
     (verdict,) = rows.accept(lease, task, examples=4, delta_norm=8.0)
     assert verdict.weight == 1.0 and verdict.round_id == task.round_id
     (copy,) = rows.accept(lease, task, examples=9, delta_norm=1.0)
-    assert copy == dataclasses.replace(verdict, closes=False, closing=None)
+    assert copy == dataclasses.replace(verdict, closing=None)
