@@ -57,6 +57,7 @@ def taking_combiners(*, counted_s: float = 0.0) -> list[Combiner]:
     counts = _counts(rows, counted_s)
     for row in rows:
         active, arrived = counts[str(row.pk)]
+        # as annotations of a query would be: what is typed as such is refused where a query makes them
         row.active_clients = active  # type: ignore[attr-defined]
         row.expected_clients = active - arrived + max(arrived, told[row.pk])  # type: ignore[attr-defined]
     return rows

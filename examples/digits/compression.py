@@ -171,7 +171,7 @@ def trainer(images: tuple[np.ndarray, np.ndarray], folder: Path) -> Callable[...
         0, str(Path(digits_model.__file__).parent)
     )  # train.py is a command: it imports its neighbours
     try:
-        from train import train  # type: ignore[import-not-found]
+        from train import train  # type: ignore[import-not-found]  # a file of the package, found beside it
     finally:
         del sys.path[0]
 

@@ -33,6 +33,7 @@ def send_encoded(
     """Serve a server-streaming method that yields messages, or bytes that are messages already. Called after the
     generated registration, whose handler would encode each chunk for each client, it takes its place."""
     handler = grpc.unary_stream_rpc_method_handler(stream, request, as_bytes)
+    # grpc-stubs does not know the method, which generated code calls too
     server.add_registered_method_handlers(service, {method: handler})  # type: ignore[attr-defined]
 
 

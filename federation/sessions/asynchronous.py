@@ -43,7 +43,7 @@ from federation.sessions.config import SessionConfig
 from federation.sessions.lost import give_up_lost_disks
 from federation.sessions.models import Assignment, Round, Session
 from federation.sessions.selection import PoolClient, choose_for_round, choose_more, eligible
-from federation.sessions.training import who_was_missing
+from federation.sessions.training import fail_short
 from foundation import hints
 from foundation.moves import move
 
@@ -76,7 +76,7 @@ def train(
     """Expire, ask, close or fail. `alone`: the round before it is over."""
     if give_up_lost_disks(round_, config, now):
         return None
-    expire_overdue(session, now)
+    rounds.expire(_leases(session), now, "no update came in time")
     fill(session, round_, config, now)
     session.sought_at = now  # whoever comes online later is seen by the tick
     counts = rounds.tally(round_)
@@ -87,13 +87,7 @@ def train(
             hints.wake_combiners([])
             return None
     elif over:
-        why = "time was up" if now >= round_.deadline else "not enough clients are left"
-        rounds.fail(
-            session,
-            round_,
-            f"{why} with {counts.accepted} of {round_.min_updates} updates. {who_was_missing(round_)}",
-            config,
-        )
+        fail_short(session, round_, counts, config, now)
         return None
     soonest = _leases(session).order_by("deadline").first()
     moments = [now + dt.timedelta(seconds=NET_S), *([soonest.deadline] if soonest else [])]
@@ -182,20 +176,6 @@ def _ask(
             deadline=now + dt.timedelta(seconds=config.round_timeout_s),
             why=why,
         )
-
-
-def expire_overdue(session: Session, now: dt.datetime) -> None:
-    """Leases that ran out -> expired."""
-    overdue = list(_leases(session).filter(deadline__lte=now).order_by("id").values_list("pk", "client_id"))
-    if overdue:
-        move(
-            Assignment.objects.filter(pk__in=[pk for pk, _ in overdue]),
-            ASSIGNMENT_MOVES,
-            AssignmentStatus.EXPIRED,
-            ended_at=now,
-            error="no update came in time",
-        )
-        hints.wake_combiners([str(client) for _, client in overdue])
 
 
 def close(session: Session, round_: Round, config: SessionConfig, now: dt.datetime) -> int:

@@ -12,17 +12,16 @@ import uuid
 
 import structlog
 from django.db import transaction
+from django.db.models import QuerySet
 
 from clients_app.models import Client
 from federation.events.services import publish
 from federation.models.models import Metric
 from federation.sessions import asynchronous, closing, privacy, rounds, training
 from federation.sessions.choices import (
-    ASSIGNMENT_MOVES,
     LIVE_ASSIGNMENT,
     SESSION_MOVES,
     AssignmentKind,
-    AssignmentStatus,
     RoundStatus,
     SessionStatus,
 )
@@ -89,7 +88,7 @@ def step(session: Session) -> Step:
         end(session, SessionStatus.FINISHED, reason)
         return Step.MORE
     if config.validate:
-        expire_validations(session, now)
+        rounds.expire(validations(session), now, "no validation came in time")
     open_ = lock_open_rounds(session)
     if not open_ and session.rounds_done >= session.rounds_wanted:
         return finish(session, now, f"All {session.rounds_done} rounds are done.")
@@ -175,13 +174,7 @@ def _absent(session: Session) -> str:
 
 def finish(session: Session, now: dt.datetime, reason: str) -> Step:
     """No more rounds: finished when the validations of the last ended or timed out."""
-    pending = (
-        Assignment.objects.filter(
-            round__session=session, kind=AssignmentKind.VALIDATE, status__in=LIVE_ASSIGNMENT
-        )
-        .order_by("deadline")
-        .first()
-    )
+    pending = validations(session).order_by("deadline").first()
     if pending is None:
         end(session, SessionStatus.FINISHED, reason)
         return Step.MORE
@@ -192,29 +185,18 @@ def finish(session: Session, now: dt.datetime, reason: str) -> Step:
     return look(session, pending.deadline)
 
 
-def expire_validations(session: Session, now: dt.datetime) -> None:
-    rows = Assignment.objects.filter(
-        round__session=session, kind=AssignmentKind.VALIDATE, status__in=LIVE_ASSIGNMENT, deadline__lte=now
+def validations(session: Session) -> QuerySet[Assignment]:
+    """Those that clients still owe."""
+    return Assignment.objects.filter(
+        round__session=session, kind=AssignmentKind.VALIDATE, status__in=LIVE_ASSIGNMENT
     )
-    overdue = list(rows.order_by("id").values_list("pk", "client_id"))
-    if overdue:
-        move(
-            Assignment.objects.filter(pk__in=[pk for pk, _ in overdue]),
-            ASSIGNMENT_MOVES,
-            AssignmentStatus.EXPIRED,
-            ended_at=now,
-            error="no validation came in time",
-        )
-        hints.wake_combiners([str(client) for _, client in overdue])
 
 
 def target_met(session: Session, config: SessionConfig) -> str:
     """The sentence that says so, once every validation of a model has ended and its mean reaches the target."""
     if config.target is None:
         return ""
-    still = Assignment.objects.filter(
-        round__session=session, kind=AssignmentKind.VALIDATE, status__in=LIVE_ASSIGNMENT
-    ).values("model_id")
+    still = validations(session).values("model_id")
     means = Metric.objects.filter(
         session=session,
         source=Metric.Source.VALIDATION_MEAN,

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from django.db.models import Count, Sum
@@ -91,7 +91,7 @@ class Inputs:
         """The models that the updates answer, by id."""
         wanted = {row.model_id for row in self.rows}
         keys = Model.objects.filter(pk__in=wanted).values_list("pk", "key")
-        return {str(pk): lambda key=key: self.fetched(key) for pk, key in keys}  # type: ignore[misc]
+        return {str(pk): partial(self.fetched, key) for pk, key in keys}
 
     def collected(self) -> list[Path]:
         """The updates themselves, in the order of `facts`."""

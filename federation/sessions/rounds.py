@@ -149,6 +149,21 @@ def assign(
     hints.wake_combiners([str(client.pk) for client in clients])
 
 
+def expire(rows: QuerySet[Assignment], now: dt.datetime, why: str) -> None:
+    """Those of these live assignments whose time is up -> expired; the combiners tell their clients. Session is
+    locked."""
+    overdue = list(rows.filter(deadline__lte=now).order_by("id").values_list("pk", "client_id"))
+    if overdue:
+        move(
+            Assignment.objects.filter(pk__in=[pk for pk, _ in overdue]),
+            ASSIGNMENT_MOVES,
+            AssignmentStatus.EXPIRED,
+            ended_at=now,
+            error=why,
+        )
+        hints.wake_combiners([str(client) for _, client in overdue])
+
+
 def end_trains(of: Session | Round, status: str, reason: str) -> None:
     """Live training of a round, or of all rounds of a session -> `status`; the combiners tell their clients to stop."""
     rows = Assignment.objects.filter(kind=AssignmentKind.TRAIN, status__in=LIVE_ASSIGNMENT)

@@ -29,15 +29,20 @@ def train(session: Session, round_: Round, config: SessionConfig, now: dt.dateti
     if not timed_out and assign_reserve(session, round_, config):
         return None
     if timed_out or counts.accepted + counts.live < round_.min_updates:
-        why = "time was up" if timed_out else "not enough clients are left"
-        rounds.fail(
-            session,
-            round_,
-            f"{why} with {counts.accepted} of {round_.min_updates} updates. {who_was_missing(round_)}",
-            config,
-        )
+        fail_short(session, round_, counts, config, now)
         return None
     return next_look(round_, config, now)
+
+
+def fail_short(
+    session: Session, round_: Round, counts: rounds.Tally, config: SessionConfig, now: dt.datetime
+) -> None:
+    """Too few updates came, and no more will. Session and Round are locked."""
+    why = "time was up" if now >= round_.deadline else "not enough clients are left"
+    missing = who_was_missing(round_)
+    rounds.fail(
+        session, round_, f"{why} with {counts.accepted} of {round_.min_updates} updates. {missing}", config
+    )
 
 
 def next_look(round_: Round, config: SessionConfig, now: dt.datetime) -> dt.datetime:

@@ -24,6 +24,7 @@ from typing import Any
 
 import grpc
 from studio_sdk import studio_v1_pb2 as pb
+from studio_sdk.client import frames
 
 CONNECTING_AT_ONCE = 100
 OPTIONS = [
@@ -33,15 +34,6 @@ OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", 4 << 20),
 ]
-
-
-def varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 class Tally:
@@ -128,7 +120,7 @@ class EchoClient:
         )
         yield pb.UploadChunk(head=head).SerializeToString()
         for chunk in chunks:
-            yield b"".join((b"\x12", varint(len(chunk)), chunk))
+            yield frames.upload_chunk(chunk)
         tail = pb.UploadTail(
             sha256=task.model_sha256,
             num_examples=1,

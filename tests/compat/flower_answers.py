@@ -80,7 +80,7 @@ def main() -> None:
 
         def by_strategy(results: list[tuple[Model, int]], fair: QFedAvg = fair) -> Model:
             fits = [(None, fitted(update, n)) for update, n in results]
-            parameters, _ = fair.aggregate_fit(2, fits, [])  # type: ignore[arg-type]
+            parameters, _ = fair.aggregate_fit(2, fits, [])  # type: ignore[arg-type]  # no proxies: it reads none
             assert parameters is not None
             return parameters_to_ndarrays(parameters)
 
@@ -104,7 +104,7 @@ def main() -> None:
                 results: list[tuple[Model, int]], number: int = number, server: FedAvgM = server
             ) -> Model:
                 fits = [(None, fitted(update, n)) for update, n in results]
-                parameters, _ = server.aggregate_fit(number, fits, [])  # type: ignore[arg-type]
+                parameters, _ = server.aggregate_fit(number, fits, [])  # type: ignore[arg-type]  # no proxies: it reads none
                 assert parameters is not None
                 return parameters_to_ndarrays(parameters)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_whose_answer_was_lost_is_told_again_that_it_is_finished(rows: Rows) -> 
 def test_a_combiner_killed_anywhere_in_it_commits_once_and_leaves_no_orphan(live_rows: Rows) -> None:
     for number in range(1, 200):
         session, lease = trained(live_rows)
-        died = killed_at_statement(number, lambda: live_rows.finish_share(lease))  # noqa: B023
+        died = killed_at_statement(number, partial(live_rows.finish_share, lease))
         session.refresh_from_db()
         assert session.trail.count() == session.rounds_done <= 1  # all of it or nothing
         live_rows.finish_share(lease)

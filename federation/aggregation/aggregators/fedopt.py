@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..server_optimisers import Adaptive
-from .arguments import Choice, Number
+from .adaptive import beta1, beta2, learning_rate, tau
+from .arguments import Choice
 from .folding import Folding
 
 
@@ -33,37 +34,10 @@ class FedOpt(Folding):
             {"adam": "Adam", "yogi": "Yogi", "adagrad": "Adagrad"},
             "Yogi forgets slower than Adam, Adagrad never.",
         ),
-        Number(
-            "learning_rate",
-            "Server learning rate",
-            1e-3,
-            "About how far a number of the model may move in a round.",
-            above=0,
-        ),
-        Number(
-            "beta1",
-            "Momentum (beta1)",
-            0.9,
-            "Share of earlier rounds in a step, from 0 to below 1.",
-            at_least=0,
-            below=1,
-        ),
-        Number(
-            "beta2",
-            "Memory of scale (beta2)",
-            0.99,
-            "From 0 to below 1; not used by Adagrad.",
-            at_least=0,
-            below=1,
-        ),
-        Number(
-            "tau",
-            "Adaptivity (tau)",
-            1e-4,
-            "Smaller is more adaptive; usual are 0.0001 to 0.1.",
-            above=0,
-            below=1e12,
-        ),
+        learning_rate(1e-3),
+        beta1(0.9),
+        beta2("From 0 to below 1; not used by Adagrad."),
+        tau(1e-4),
     )
 
     def optimiser(self, arguments: Mapping[str, Any]) -> Adaptive:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..server_optimisers import Adaptive
-from .arguments import Number
+from .adaptive import beta1, beta2, learning_rate, tau
 from .folding import Folding
 
 
@@ -25,39 +25,7 @@ class FedYogi(Folding):
     family = "server optimiser"
     paper = "Reddi et al., ICLR 2021, Algorithm 2"
     private = True
-    arguments = (
-        Number(
-            "learning_rate",
-            "Server learning rate",
-            1e-2,
-            "About how far a number of the model may move in a round.",
-            above=0,
-        ),
-        Number(
-            "beta1",
-            "Momentum (beta1)",
-            0.9,
-            "Share of earlier rounds in a step, from 0 to below 1.",
-            at_least=0,
-            below=1,
-        ),
-        Number(
-            "beta2",
-            "Memory of scale (beta2)",
-            0.99,
-            "Share of earlier rounds in the scale, from 0 to below 1.",
-            at_least=0,
-            below=1,
-        ),
-        Number(
-            "tau",
-            "Adaptivity (tau)",
-            1e-3,
-            "Smaller is more adaptive; usual are 0.0001 to 0.1.",
-            above=0,
-            below=1e12,
-        ),
-    )
+    arguments = (learning_rate(1e-2), beta1(0.9), beta2(), tau(1e-3))
 
     def optimiser(self, arguments: Mapping[str, Any]) -> Adaptive:
         return Adaptive("yogi", **arguments)
