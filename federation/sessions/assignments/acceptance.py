@@ -235,7 +235,8 @@ def _accepted_event(row: Assignment, round_: Round, combiner_id: uuid.UUID) -> E
     return event(
         project_id=round_.project_id,
         kind="update.accepted",
-        message=f"Update for round {round_.number} accepted ({row.num_examples:g} examples).",
+        message=f"Update for round {round_.number} accepted "
+        f"({row.num_examples:g} example{'s' * (row.num_examples != 1)}).",
         session_id=round_.session_id,
         round_number=round_.number,
         client_id=row.client_id,
