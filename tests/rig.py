@@ -49,6 +49,7 @@ class Child:
     process: subprocess.Popen[str]
     address: str = ""
     tls_address: str = ""
+    lane: int = 0  # a port, plain or TLS
     log: Path = Path()
 
     def kill(self) -> None:
@@ -154,6 +155,7 @@ class Rig:
         assert said and said[0], child.log.read_text()[-3000:]
         line = json.loads(said[0])
         child.address, child.tls_address = line["address"], line["tls"] or ""
+        child.lane = line["lane"] or 0
         return child
 
     def worker(self) -> Child:

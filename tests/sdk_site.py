@@ -176,7 +176,7 @@ class Wire:
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
+        self.target = (host, int(port or 0))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.cut_after: int | None = None
@@ -193,7 +193,7 @@ class Wire:
                 if self.blocked:
                     near.close()
                     continue
-                far = socket.create_connection(self._target)
+                far = socket.create_connection(self.target)
                 self._pairs.append((near, far))
                 for source, sink, up in ((near, far, True), (far, near, False)):
                     threading.Thread(target=self._relay, args=(source, sink, up), daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import http.client
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -118,6 +119,49 @@ def test_every_rpc_answers_each_caller_as_the_table_says(
                 got = call(stub, rpc, secret, task)
                 if got != expected:
                     wrong.append(f"{rpc} by {caller}: {got} instead of {expected}")
+    assert not wrong, "\n".join(wrong)
+
+
+# The same calls on the lane, as HTTP. Whoever may call `Upload` may PUT, whoever may `Download` may GET.
+LANE = {"GET": "Download", "PUT": "Upload"}
+STATUS = {OK: 200, UNKNOWN: 404, REFUSED: 401}
+
+
+def ask_lane(port: int, method: str, secret: str | None, task: wire.Task) -> int:
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    head = wire.UploadHead(assignment_id=task.assignment_id, upload_id="u", size=10**9, offset=10**9 - 4)
+    start = wire.UploadStart(head=head).SerializeToString()
+    body = len(start).to_bytes(4) + start + b"tail"
+    path = (
+        f"/studio.v1/model/{task.assignment_id}/{task.model_id}" if method == "GET" else "/studio.v1/update"
+    )
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body if method == "PUT" else None, headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_the_lane_answers_each_caller_as_the_rpcs_do(
+    rig: Rig, secrets: Callable[[], dict[str, str | None]]
+) -> None:
+    _, mine = rig.client("mine")
+    combiner = rig.combiner()
+    client = rig.connect(combiner, mine)
+    rig.session(start=True, min_clients=1)
+    rig.worker()
+    task = client.next_task()
+    wrong = []
+    # the client itself last: its update is too large and ends the assignment, rejected
+    callers = {**secrets(), "the client itself": mine}
+    for method, rpc in LANE.items():
+        for caller, secret in callers.items():
+            heard = REFUSED if caller in NEVER else EXPECTED[rpc][caller]
+            expected = 200 if caller == "the client itself" else STATUS[heard]
+            got = ask_lane(combiner.lane, method, secret, task)
+            if got != expected:
+                wrong.append(f"{method} by {caller}: {got} instead of {expected}")
     assert not wrong, "\n".join(wrong)
 
 

@@ -98,5 +98,5 @@ def test_no_field_of_the_first_release_changed(name: str) -> None:
 
 
 def test_every_message_of_the_wire_is_held_to_it() -> None:
-    new: set[str] = set()  # messages that the first release did not have
+    new = {"UploadStart"}  # messages that the first release did not have
     assert set(ours.DESCRIPTOR.message_types_by_name) - new == set(FIRST_RELEASE)

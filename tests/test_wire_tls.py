@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import ipaddress
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from studio_sdk.client.lane import Lane, LaneClosed, LaneError
 
 from federation.dialects.native import studio_v1_pb2 as wire
 from federation.dialects.native.studio_v1_pb2_grpc import CombinerStub
+from studio.management.commands.combiner import read_listeners
 from tests.rig import Child, Rig
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -103,6 +108,69 @@ def test_a_private_authority_works(rig: Rig) -> None:
     _, token = rig.client("a")
     combiner = tls_combiner(rig, authority.issue(rig.folder))
     assert greet(combiner.tls_address, authority.pem, token).client_name == "a"
+
+
+def test_the_lane_speaks_tls_with_the_same_certificate_and_plain_streams_are_not_sent_to_it(rig: Rig) -> None:
+    ours, theirs = Authority.make("Ours"), Authority.make("Theirs")
+    _, token = rig.client("a")
+    combiner = tls_combiner(rig, ours.issue(rig.folder))
+    named = greet(combiner.tls_address, ours.pem, token).lane
+    assert named.startswith(":")
+    nothing = wire.DownloadRequest(assignment_id=str(uuid.uuid4()), model_id=str(uuid.uuid4()))
+
+    def ask(root: bytes) -> None:
+        lane = Lane(f"127.0.0.1{named}", token, True, root.decode())
+        lane.download(nothing, lambda _data: None, lambda _cut: None)
+
+    with pytest.raises(LaneError) as heard:
+        ask(ours.pem)
+    assert heard.value.code() == grpc.StatusCode.NOT_FOUND
+    with pytest.raises(LaneClosed, match="CERTIFICATE_VERIFY_FAILED"):
+        ask(theirs.pem)
+    with grpc.insecure_channel(combiner.address) as channel:
+        hello = wire.ClientMessage(hello=wire.Hello(protocol=1, client_version="test"))
+        stream = CombinerStub(channel).Connect(
+            iter([hello]), metadata=(("authorization", f"Bearer {token}"),), timeout=10
+        )
+        assert next(iter(stream)).welcome.lane == ""
+
+
+def test_an_update_goes_up_the_lane_over_tls(rig: Rig) -> None:
+    """Several buffers, through TLS, which hands its bytes on in a way of its own."""
+    authority = Authority.make("Ours")
+    _, token = rig.client("a")
+    combiner = tls_combiner(rig, authority.issue(rig.folder))
+    client = rig.connect(combiner, token)
+    rig.worker()
+    rig.session(seed=rig.model({"w": np.zeros(900_000, np.float32)}), min_clients=1)
+    task = client.next_task()
+    lane = Lane(
+        f"127.0.0.1{greet(combiner.tls_address, authority.pem, rig.client('b')[1]).lane}",
+        token,
+        True,
+        authority.pem.decode(),
+    )
+    model = bytearray()
+    asked = wire.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id, offset=1_000_000)
+    lane.download(asked, model.extend, lambda _cut: None)
+    assert bytes(model) == client.download(task)[1_000_000:]
+    body = client.encode({"w": np.random.default_rng(5).standard_normal(900_000).astype(np.float32)})
+    file = rig.folder / "update"
+    file.write_bytes(body)
+    start = wire.UploadStart(
+        head=wire.UploadHead(assignment_id=task.assignment_id, upload_id="u", size=len(body)),
+        tail=wire.UploadTail(sha256=hashlib.sha256(body).hexdigest(), num_examples=1),
+    )
+    assert lane.upload(start, file, lambda _cut: None).status == wire.Receipt.ACCEPTED
+
+
+def test_beyond_loopback_only_a_lane_that_was_asked_for_is_opened(tmp_path: Path) -> None:
+    given = {"tls_cert": None, "tls_key": None, "tls_host": "", "port": 1, "tls_port": 2, "insecure": True}
+    here, open_ = {**given, "host": "127.0.0.1"}, {**given, "host": "0.0.0.0"}
+    assert read_listeners({**here, "lane_port": None}).lane_port == 0
+    assert read_listeners({**here, "lane_port": -1}).lane_port is None
+    assert read_listeners({**open_, "lane_port": None}).lane_port is None
+    assert read_listeners({**open_, "lane_port": 9100}).lane_port == 9100
 
 
 def refusal(rig: Rig, root: bytes, pair: tuple[Path, Path]) -> str:

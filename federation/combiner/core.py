@@ -46,13 +46,16 @@ Proof = tuple[str | None, uuid.UUID | None]  # a token and who it is said to be;
 
 @dataclass(frozen=True)
 class CombinerConfig:
-    """How a combiner is known: addresses as host:port, labels such as region."""
+    """How a combiner is known: addresses as host:port, labels such as region. `lane`: host:port, or :port of the same
+    host, where models travel without gRPC, beside the TLS address if `lane_tls`, else beside the plain one."""
 
     name: str
     version: str
     address: str = ""
     tls_address: str = ""
     labels: dict[str, Any] = field(default_factory=dict)
+    lane: str = ""
+    lane_tls: bool = False
 
 
 class CombinerCore:

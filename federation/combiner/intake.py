@@ -192,11 +192,20 @@ class Intake:
         if upload.waiting_bytes >= min(enough, MOST_GATHERED_BYTES) or len(upload.waiting) >= MOST_PIECES:
             await self._hand_over(upload)
 
+    async def hand_over(self, upload: Upload, data: Piece) -> None:
+        """As `write`, without gathering: what was handed over before is written when this returns, and its memory
+        may be used again."""
+        if upload.superseded:
+            raise Superseded
+        upload.waiting.append(data)
+        await self._hand_over(upload)
+
     async def settle(self, upload: Upload) -> None:
         """All that came is in the file. Raises what was wrong with it."""
         await self._hand_over(upload)
-        if upload.writing is not None:  # shielded: whoever waits may be cut, and another call go on with it
-            await asyncio.shield(upload.writing)
+        for work in (upload.writing, upload.syncing):
+            if work is not None:  # shielded: whoever waits may be cut, and another call go on with it
+                await asyncio.shield(work)
 
     async def _hand_over(self, upload: Upload) -> None:
         """To the disk, behind what it has; a thread works while more arrives."""
@@ -210,9 +219,18 @@ class Intake:
             upload.writing.add_done_callback(_retrieved)
 
     async def _write(self, upload: Upload) -> None:
-        await self._disk(upload, upload.write)
-        if upload.much_unsynced:
-            await self._disk(upload, upload.sync_meanwhile, pool=in_syncs)
+        try:
+            await self._disk(upload, upload.write)
+        except Superseded:
+            if upload.syncing is not None:
+                await asyncio.shield(upload.syncing)  # when that failed, it is why nothing may be written
+            raise
+        if upload.much_unsynced and (upload.syncing is None or upload.syncing.done()):
+            sync = self._disk(upload, upload.sync_meanwhile, pool=in_syncs)
+            upload.syncing = asyncio.ensure_future(
+                sync
+            )  # beside what is written next, which need not wait for it
+            upload.syncing.add_done_callback(_retrieved)
 
     def release(self, upload: Upload) -> None:
         """The call is over, for whatever reason. A part stays, to be resumed; what was whole goes on to its verdict."""
@@ -224,8 +242,8 @@ class Intake:
 
     async def _close(self, upload: Upload) -> None:
         """Once no thread is at work on it, nor on closing an older one for it; the next writer waits for that."""
-        if upload.writing is not None:
-            await asyncio.wait({upload.writing})
+        if working := {work for work in (upload.writing, upload.syncing) if work is not None}:
+            await asyncio.wait(working)
         await asyncio.get_running_loop().run_in_executor(None, upload.close)
         self._forget(upload)
 
@@ -346,8 +364,9 @@ class Intake:
     async def _finish_whole(
         self, who: Identity, upload: Upload, sha256: str, num_examples: float, metadata_json: str
     ) -> Receipt:
-        if upload.writing is not None:
-            await upload.writing
+        for work in (upload.writing, upload.syncing):
+            if work is not None:
+                await work
         return await self._finish(who, upload, sha256, num_examples, metadata_json)
 
     async def _finish(

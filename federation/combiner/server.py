@@ -42,7 +42,8 @@ OPTIONS = [
 
 @dataclass(frozen=True)
 class Listeners:
-    """Where to listen. A port of 0 picks a free one; an empty host: not at all."""
+    """Where to listen. A port of 0 picks a free one; an empty host: not at all. `lane_port`: where models travel
+    without gRPC, on the host of the TLS listener if there is one, else of the plain one; None: nowhere."""
 
     host: str = ""
     port: int = 0
@@ -50,6 +51,15 @@ class Listeners:
     tls_port: int = 0
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    lane_port: int | None = None
+
+    @property
+    def tls(self) -> bool:
+        return bool(self.tls_host and self.tls_cert and self.tls_key)
+
+    @property
+    def main_host(self) -> str:
+        return self.tls_host if self.tls else self.host
 
 
 def build_server(core: CombinerCore, dialects: Iterable[Dialect]) -> grpc.aio.Server:

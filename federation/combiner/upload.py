@@ -13,7 +13,7 @@ from federation.sessions.assignments import WorkGrant
 from foundation.errors import StudioError
 
 Piece = bytes | memoryview
-SYNC_EVERY_BYTES = 16 << 20
+SYNC_EVERY_BYTES = 32 << 20
 
 
 class Superseded(Exception):
@@ -40,6 +40,7 @@ class Upload:
         self.waiting: deque[Piece] = deque()
         self.waiting_bytes = 0
         self.writing: asyncio.Future[None] | None = None
+        self.syncing: asyncio.Future[None] | None = None
         self._lock = threading.Lock()
         self._hash = hashlib.sha256()
         self._file: int | None = None

@@ -18,6 +18,7 @@ from studio.supervisor.refusal import Refused
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKER_THREADS = 8
+LANE_PORT = 9100
 # without these the allocator gives every chunk's memory back and faults it in again: a third of the speed
 COMBINER_MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
@@ -36,6 +37,7 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 8000
     combiner_port: int = 9000
+    lane_port: int | None = None
     combiners: int = 1
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -59,9 +61,20 @@ class Options:
             )
         if not 1 <= self.combiners <= 64:
             raise Refused(f"--combiners {self.combiners} is out of range: 1 to 64.")
-        for port, option in ((self.port, "--port"), (self.combiner_port, "--combiner-port")):
+        for port, option in (
+            (self.port, "--port"),
+            (self.combiner_port, "--combiner-port"),
+            (self.first_lane_port, "--lane-port"),
+        ):
             if not 0 <= port <= 65535 - self.combiners:
                 raise Refused(f"{option} {port} is not a port: 0 (a free one) to {65535 - self.combiners}.")
+
+    @property
+    def first_lane_port(self) -> int:
+        """As asked; free ones where the combiners' are free ones."""
+        if self.lane_port is not None:
+            return self.lane_port
+        return LANE_PORT if self.combiner_port else 0
 
     @property
     def tls(self) -> bool:
@@ -76,6 +89,7 @@ class CombinerPlace:
     name: str
     plain: tuple[str, int] | None
     tls: tuple[str, int] | None
+    lane: int = 0
     said: dict[str, object] = field(default_factory=dict)
 
     def hear(self, line: str) -> None:
@@ -108,13 +122,16 @@ class Plan:
         options = self.options
         asked = options.combiner_port
         first = addresses.pick_port(options.host, asked + number if asked else 0, "--combiner-port")
+        lane = options.first_lane_port
+        if lane:  # else the combiner picks one each time it starts, and tells its clients
+            lane = addresses.pick_port(options.host, lane + number, "--lane-port")
         if not options.tls:
-            return CombinerPlace(f"combiner-{number + 1}", plain=(options.host, first), tls=None)
+            return CombinerPlace(f"combiner-{number + 1}", plain=(options.host, first), tls=None, lane=lane)
         plain = None
         if options.insecure or addresses.is_loopback(options.host):
             beside = asked + options.combiners + number if asked else 0
             plain = (options.host, addresses.pick_port(options.host, beside, "--combiner-port"))
-        return CombinerPlace(f"combiner-{number + 1}", plain=plain, tls=(options.host, first))
+        return CombinerPlace(f"combiner-{number + 1}", plain=plain, tls=(options.host, first), lane=lane)
 
     def environment(self) -> dict[str, str]:
         """What every child is told: the three addresses, the data directory, and under which names it is reached."""
@@ -180,6 +197,8 @@ class Plan:
             "--json",
             "--host",
             "",
+            "--lane-port",
+            str(place.lane),
             *(["--insecure"] if options.insecure else []),
         ]
         named = urlsplit(env["STUDIO_PUBLIC_URL"]).hostname or ""

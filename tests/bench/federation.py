@@ -96,14 +96,24 @@ def measure(
     lean: bool = True,
     connected: int = 0,
     combiners: int = 1,
+    lane: bool = True,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Rounds of a session in which `clients` take part, of `connected` that are there (as many, unless said)."""
     with stack.running("--combiners", str(combiners)) as studio:
         everybody = max(clients, connected)
-        with swarm(studio, everybody) if lean else sdk_clients(studio, everybody):
+        with (
+            swarm(studio, everybody, *([] if lane else ["--no-lane"]))
+            if lean
+            else sdk_clients(studio, everybody)
+        ):
             found = run_rounds(studio, clients, model_mb, rounds, settings=settings)
-        return found | {"connected": everybody, "combiners": combiners, "echo": "lean" if lean else "sdk"}
+        return found | {
+            "connected": everybody,
+            "combiners": combiners,
+            "echo": "lean" if lean else "sdk",
+            "lane": lane,
+        }
 
 
 def run_rounds(
@@ -180,6 +190,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="the first is warm-up")
     parser.add_argument("--echo", choices=["lean", "sdk"], default="lean")
     parser.add_argument("--combiners", type=int, default=1)
+    parser.add_argument("--no-lane", action="store_true", help="lean clients move models over gRPC")
     parser.add_argument("--limits", action="store_true", help="measure too how fast this machine could go")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -188,7 +199,7 @@ def main() -> None:
     began = time.monotonic()
     result = measure(
         options.clients, options.model_mb, options.rounds, lean=options.echo == "lean",
-        connected=options.connected, combiners=options.combiners,
+        connected=options.connected, combiners=options.combiners, lane=not options.no_lane,
     )  # fmt: skip
     if options.limits:
         result["limits"] = limits.for_round(result)

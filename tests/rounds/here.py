@@ -14,6 +14,7 @@ from django.db import connection
 
 from federation.combiner.core import CombinerConfig, CombinerCore
 from federation.combiner.server import Listeners, build_server, listen
+from federation.dialects.native.lane import Lane
 from federation.sessions import tasks
 from federation.sessions.choices import RoundStatus
 from federation.sessions.models import Round
@@ -37,12 +38,15 @@ class CombinerHere:
         self.core = CombinerCore(self.folder)
         server = build_server(self.core, DIALECTS)
         self.address, _ = listen(server, Listeners("127.0.0.1"))
-        await self.core.start(CombinerConfig(self.name, "test", self.address))
+        self.lane = Lane(self.core)
+        self.lane_port = await self.lane.listen("127.0.0.1", 0, None)
+        await self.core.start(CombinerConfig(self.name, "test", self.address, lane=f":{self.lane_port}"))
         await server.start()
         self._ready.set()
         await self._stop.wait()
         with contextlib.suppress(TimeoutError):
             await self.core.stop()
+        self.lane.close()
         await server.stop(grace=0.5)
 
     def stop(self) -> None:

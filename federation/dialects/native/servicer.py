@@ -112,17 +112,18 @@ class NativeServicer:
         except StudioError as error:
             await refuse(context, error)
             return
-        unread = asyncio.Semaphore(MOST_UNREAD)
+        config, unread = self.core.config, asyncio.Semaphore(MOST_UNREAD)
         reader = asyncio.create_task(self._read(request_iterator, connection, unread))
         try:
             yield wire.ServerMessage(
                 welcome=wire.Welcome(
                     protocol=min(PROTOCOL, hello.protocol),
-                    server_version=self.core.config.version,
-                    combiner=self.core.config.name,
+                    server_version=config.version,
+                    combiner=config.name,
                     client_id=str(who.client_id),
                     client_name=who.name,
                     upload_forms=FORMS,
+                    lane=config.lane if config.lane_tls == caller_of(context).tls else "",
                 )
             )
             while (delivery := await _next_of(connection, reader)) is not None:

@@ -152,20 +152,22 @@ class ServerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., task: _Optional[_Union[Task, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "server_version", "combiner", "client_id", "client_name", "upload_forms")
+    __slots__ = ("protocol", "server_version", "combiner", "client_id", "client_name", "upload_forms", "lane")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     COMBINER_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     CLIENT_NAME_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FORMS_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     server_version: str
     combiner: str
     client_id: str
     client_name: str
     upload_forms: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, protocol: _Optional[int] = ..., server_version: _Optional[str] = ..., combiner: _Optional[str] = ..., client_id: _Optional[str] = ..., client_name: _Optional[str] = ..., upload_forms: _Optional[_Iterable[str]] = ...) -> None: ...
+    lane: str
+    def __init__(self, protocol: _Optional[int] = ..., server_version: _Optional[str] = ..., combiner: _Optional[str] = ..., client_id: _Optional[str] = ..., client_name: _Optional[str] = ..., upload_forms: _Optional[_Iterable[str]] = ..., lane: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("assignment_id", "kind", "session_id", "session_name", "round", "model_id", "model_sha256", "model_size", "package_id", "package_sha256", "settings_json", "deadline_unix_s", "compression", "model")
@@ -296,6 +298,14 @@ class Receipt(_message.Message):
     status: Receipt.Status
     reason: str
     def __init__(self, status: _Optional[_Union[Receipt.Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class UploadStart(_message.Message):
+    __slots__ = ("head", "tail")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    TAIL_FIELD_NUMBER: _ClassVar[int]
+    head: UploadHead
+    tail: UploadTail
+    def __init__(self, head: _Optional[_Union[UploadHead, _Mapping]] = ..., tail: _Optional[_Union[UploadTail, _Mapping]] = ...) -> None: ...
 
 class DownloadRequest(_message.Message):
     __slots__ = ("assignment_id", "model_id", "offset")

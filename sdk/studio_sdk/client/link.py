@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +15,13 @@ import grpc
 from .. import studio_v1_pb2 as pb
 from ..studio_v1_pb2_grpc import CombinerStub
 from . import frames
+from .lane import Lane
 from .telemetry import INTERVAL_S, Telemetry
 
 PROTOCOL = 1
 _SERVICE = pb.DESCRIPTOR.services_by_name["Combiner"].full_name
 WELCOME_TIMEOUT_S = 15.0
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
 _OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_time_ms", 10_000),
@@ -49,6 +52,7 @@ class Link:
 
     def __init__(self, address: Address, token: str, ca_pem: str | None) -> None:
         self.address = address
+        self._token, self._ca_pem = token, ca_pem
         if address.tls:
             credentials = grpc.ssl_channel_credentials(ca_pem.encode() if ca_pem else None)
             self._channel = grpc.secure_channel(address.target, credentials, options=_OPTIONS)
@@ -68,6 +72,7 @@ class Link:
         )
         self.metadata = (("authorization", f"Bearer {token}"),)
         self.upload_forms: frozenset[str] = frozenset()  # compressed updates that this combiner reads
+        self.lane: Lane | None = None  # where large models go without gRPC
         self._outbox: queue.SimpleQueue[pb.ClientMessage | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._call: Any = None
@@ -96,6 +101,7 @@ class Link:
                 if message.WhichOneof("message") == "welcome":
                     timer.cancel()
                     self.upload_forms = frozenset(message.welcome.upload_forms)
+                    self.lane = self._lane(message.welcome.lane)
                     welcomed(message.welcome)
                 else:
                     yield message
@@ -106,6 +112,13 @@ class Link:
         finally:
             timer.cancel()
             self._outbox.put(None)
+
+    def _lane(self, named: str) -> Lane | None:
+        """What the combiner names: host:port, or :port of the host that it was reached by."""
+        target = self.address.target.rpartition(":")[0] + named if named.startswith(":") else named
+        if not _HOST_AND_PORT.fullmatch(target):
+            return None
+        return Lane(target, self._token, self.address.tls, self._ca_pem)
 
     def _outgoing(self) -> Iterator[pb.ClientMessage]:
         telemetry = Telemetry()

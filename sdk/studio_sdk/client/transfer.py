@@ -17,6 +17,7 @@ from ..errors import TaskCancelled, TaskFailed
 from ..plain_json import dumps
 from ..project.entry_point import CancelSwitch
 from .backoff import Backoff
+from .lane import Lane, LaneClosed
 from .link import Link
 from .links import Links
 from .store import Store, Update
@@ -89,6 +90,12 @@ class Transfers:
             if task.model_size and offset >= task.model_size:
                 return digest.hexdigest()
         request = pb.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id, offset=offset)
+        if link.lane is not None and task.model_size - offset > SMALL_BYTES:
+            try:
+                self._fetch_over(link.lane, request, part, digest.update, cancel)
+                return digest.hexdigest()
+            except LaneClosed as closed:  # before the first byte
+                self._without_lane(link, closed)
         call = link.download(request, metadata=link.metadata)
         cancel.call(call.cancel)
         with part.open("ab", buffering=0) as file:
@@ -102,6 +109,22 @@ class Transfers:
                     digest.update(piece.data)
                     offset += len(piece.data)
         return digest.hexdigest()
+
+    @staticmethod
+    def _fetch_over(
+        lane: Lane,
+        request: pb.DownloadRequest,
+        part: Path,
+        also: Callable[[memoryview], None],
+        cancel: CancelSwitch,
+    ) -> None:
+        with part.open("ab", buffering=0) as file:
+
+            def take(data: memoryview) -> None:
+                _write_all(file, data)
+                also(data)
+
+            lane.download(request, take, cancel.call)
 
     # ---- up
 
@@ -167,6 +190,14 @@ class Transfers:
         return reply
 
     def _send(self, link: Link, update: Update, path: Path, offset: int, cancel: CancelSwitch) -> pb.Receipt:
+        if link.lane is not None and update.size_bytes - offset > SMALL_BYTES:
+            try:
+                receipt = link.lane.upload(_start(update, offset), path, cancel.call)
+                if cancel.is_set():
+                    raise TaskCancelled
+                return receipt
+            except LaneClosed as closed:
+                self._without_lane(link, closed)
         call = link.upload.future(_chunks(update, path, offset), metadata=link.metadata)
         cancel.call(call.cancel)
         try:
@@ -175,6 +206,10 @@ class Transfers:
             raise TaskCancelled from None
 
     # ---- both
+
+    def _without_lane(self, link: Link, closed: LaneClosed) -> None:
+        link.lane = None
+        self._say(f"this combiner's port for large models does not answer ({closed}): they go the slower way")
 
     def _link(self, cancel: CancelSwitch) -> Link:
         link = self._links.wait(cancel)
@@ -202,23 +237,27 @@ def _write_all(file: RawIOBase, data: memoryview | bytes) -> None:
 
 
 def _chunks(update: Update, path: Path, offset: int) -> Iterator[pb.UploadChunk | bytes]:
-    yield pb.UploadChunk(
+    start = _start(update, offset)
+    yield pb.UploadChunk(head=start.head)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        step = CHUNK_BYTES if update.size_bytes > SMALL_BYTES else SMALL_BYTES
+        for at in range(offset, update.size_bytes, step):
+            yield mapped[at : at + step]
+    yield pb.UploadChunk(tail=start.tail)
+
+
+def _start(update: Update, offset: int) -> pb.UploadStart:
+    return pb.UploadStart(
         head=pb.UploadHead(
             assignment_id=update.assignment_id,
             upload_id=update.upload_id,
             size=update.size_bytes,
             offset=offset,
             form=update.form,
-        )
-    )
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        step = CHUNK_BYTES if update.size_bytes > SMALL_BYTES else SMALL_BYTES
-        for at in range(offset, update.size_bytes, step):
-            yield mapped[at : at + step]
-    yield pb.UploadChunk(
+        ),
         tail=pb.UploadTail(
             sha256=update.sha256,
             num_examples=float(update.metadata.get("num_examples", 0)),
             metadata_json=dumps(update.metadata),
-        )
+        ),
     )

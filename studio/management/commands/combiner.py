@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from clients_app.services import checked_pin, drain_combiner, undrain_combiner
 from federation.combiner.core import CombinerConfig, CombinerCore
 from federation.combiner.server import Listeners, build_server, listen
 from federation.dialects.fedn.servicer import register as fedn
+from federation.dialects.native.lane import Lane, tls_context
 from federation.dialects.native.servicer import register as native
 from federation.dialects.scaleout.servicer import register as scaleout
 from foundation.errors import StudioError
@@ -50,6 +52,17 @@ class Command(BaseCommand):
             "--public-address", default="", help="host:port that clients reach the plain listener by"
         )
         parser.add_argument("--public-tls-address", default="", help="host:port that clients reach TLS by")
+        parser.add_argument(
+            "--lane-port",
+            type=int,
+            help="where our own clients move large models without gRPC, on the same host and with TLS as it has "
+            "(default: a free port on loopback, else none; 0 picks a free one, -1: none)",
+        )
+        parser.add_argument(
+            "--public-lane-address",
+            default="",
+            help="host:port that clients reach the lane by, if not the same host",
+        )
         parser.add_argument("--spool", type=Path, help="folder of its own (default: in the data directory)")
         parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
         parser.add_argument("--insecure", action="store_true", help="allow plain text beyond loopback")
@@ -120,13 +133,16 @@ def read_listeners(options: dict[str, Any]) -> Listeners:
                 f"Plain text on {host} would send tokens and models readable over the network. Give --tls-cert and "
                 "--tls-key, or --insecure if the network is yours.",
             )
-        return Listeners(
-            tls_host=options["tls_host"] or host,
-            tls_port=options["tls_port"],
-            tls_cert=options["tls_cert"],
-            tls_key=options["tls_key"],
+        return _with_lane(
+            Listeners(
+                tls_host=options["tls_host"] or host,
+                tls_port=options["tls_port"],
+                tls_cert=options["tls_cert"],
+                tls_key=options["tls_key"],
+            ),
+            options["lane_port"],
         )
-    return Listeners(
+    listeners = Listeners(
         host=host,
         port=options["port"],
         tls_host=(options["tls_host"] or host or "127.0.0.1") if tls else "",
@@ -134,6 +150,16 @@ def read_listeners(options: dict[str, Any]) -> Listeners:
         tls_cert=options["tls_cert"],
         tls_key=options["tls_key"],
     )
+    return _with_lane(listeners, options["lane_port"])
+
+
+def _with_lane(listeners: Listeners, asked: int | None) -> Listeners:
+    """A port that nobody named would be behind the firewall, so only loopback has one unasked."""
+    if asked is None:
+        asked = 0 if is_loopback(listeners.main_host) else -1
+    if not listeners.main_host or asked < 0:
+        return listeners
+    return replace(listeners, lane_port=asked)
 
 
 def read_labels(given: list[str]) -> dict[str, str]:
@@ -159,6 +185,12 @@ async def serve(options: dict[str, Any]) -> None:
     core = CombinerCore(Path(folder))
     server = build_server(core, DIALECTS)
     plain, tls = listen(server, listeners)
+    lane = Lane(core)
+    lane_port = 0
+    if listeners.lane_port is not None:
+        lane_port = await lane.listen(
+            listeners.main_host, listeners.lane_port, tls_context(listeners) if listeners.tls else None
+        )
     await core.start(
         CombinerConfig(
             name=options["name"],
@@ -166,10 +198,18 @@ async def serve(options: dict[str, Any]) -> None:
             address=options["public_address"] or plain,
             tls_address=options["public_tls_address"] or tls,
             labels=labels,
+            lane=(options["public_lane_address"] or f":{lane_port}") if lane_port else "",
+            lane_tls=listeners.tls,
         )
     )
     await server.start()
-    line = {"combiner": plain or tls, "address": plain, "tls": tls or None, "name": options["name"]}
+    line = {
+        "combiner": plain or tls,
+        "address": plain,
+        "tls": tls or None,
+        "lane": lane_port or None,
+        "name": options["name"],
+    }
     sys.stdout.write(
         (json.dumps(line) if options["json"] else f"{options['name']} serves {plain or tls}") + "\n"
     )
@@ -183,6 +223,7 @@ async def serve(options: dict[str, Any]) -> None:
         await _first(core.drain(options["grace"]), hurried.wait())  # asked twice, it stops at once
     with contextlib.suppress(TimeoutError):
         await core.stop()
+    lane.close()
     await server.stop(grace=1.0)
     if core.over.is_set():
         raise StudioError("combiner_over", core.why)

@@ -31,6 +31,11 @@ class Command(BaseCommand):
             "--combiner-port", type=int, default=9000, help="port of the first combiner (9000)"
         )
         parser.add_argument(
+            "--lane-port",
+            type=int,
+            help="port of the first combiner on which our own clients move large models without gRPC (9100)",
+        )
+        parser.add_argument(
             "--combiners", type=int, default=1, help="how many combiners, on consecutive ports"
         )
         parser.add_argument("--tls-cert", type=Path, help="certificate chain for pages and combiners (PEM)")
@@ -44,6 +49,7 @@ class Command(BaseCommand):
             host=given["host"],
             port=given["port"],
             combiner_port=given["combiner_port"],
+            lane_port=given["lane_port"],
             combiners=given["combiners"],
             tls_cert=given["tls_cert"].resolve() if given["tls_cert"] else None,
             tls_key=given["tls_key"].resolve() if given["tls_key"] else None,
