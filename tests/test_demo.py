@@ -114,7 +114,11 @@ def test_again_on_a_terminal_it_gets_the_same_accuracy_and_serves_until_ctrl_c(
 
     data, done = first
     near, far = pty.openpty()
-    child = subprocess.Popen(DEMO, cwd=ROOT, env=environment(data, cache), stdin=far, stdout=far, stderr=far)
+    child = subprocess.Popen(
+        DEMO, cwd=ROOT, env=environment(data, cache), stdin=far, stdout=far, stderr=far,
+        # whoever runs the tests in a shell's background ignores it, and what it starts does too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     os.close(far)
     said = bytearray()
 

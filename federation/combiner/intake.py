@@ -374,10 +374,13 @@ class Intake:
     ) -> Receipt:
         """`sha256` None: the file was made here."""
         grant = upload.grant
-        digest = await self._disk(upload, upload.sync)
+        digest = await self._disk(upload, upload.whole)
         if sha256 is not None and digest != sha256.lower():
             return await self._mismatch(who, upload)
         self._mismatches.pop(grant.assignment_id, None)
+        # the disk and the check take about as long; what is accepted has both behind it
+        syncing = asyncio.ensure_future(self._disk(upload, upload.sync, pool=in_syncs))
+        syncing.add_done_callback(_retrieved)
         try:
             examples = check_num_examples(num_examples)
             metadata = json_object(metadata_json or "{}", "the metadata of an update", MAX_METADATA_BYTES)
@@ -389,6 +392,9 @@ class Intake:
                 raise
             await in_files(self.spool.discard_part, upload.name)
             return await self.reject(who, grant, error.message)
+        finally:
+            await asyncio.wait({syncing})  # nobody closes the file, or forgets it, before
+        syncing.result()
         kept = await self._disk(upload, self.spool.keep, whole.name)
         if whole.name != upload.name:
             await in_files(self.spool.discard_part, upload.name)

@@ -119,8 +119,8 @@ class Upload:
         finally:
             os.close(file)
 
-    def sync(self) -> str:
-        """All of it, what waits too, is on the disk; its SHA-256, as hex. Raises StudioError `incomplete`."""
+    def whole(self) -> str:
+        """All of it, what waits too, is written; its SHA-256, as hex. Raises StudioError `incomplete`."""
         with self._lock:
             if self._file is None or self.torn:
                 raise Superseded
@@ -129,12 +129,18 @@ class Upload:
                 raise StudioError(
                     "incomplete", f"{self.offset} of {self.size} bytes arrived; resume the upload.", 409
                 )
+            return self._hash.hexdigest()
+
+    def sync(self) -> None:
+        """What was written is on the disk."""
+        with self._lock:
+            if self._file is None or self.torn:
+                raise Superseded
             try:
                 os.fsync(self._file)
             except OSError:
                 self._lost()
                 raise
-            return self._hash.hexdigest()
 
     def _lost(self) -> None:
         """The kernel says only once that bytes did not come to the disk, and another sync would succeed: none of them

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from studio_sdk import ClientConfig, FederatedClient, compressed, tensors
 from studio_sdk.client.compression import debt_name
+from studio_sdk.client.link import Link
 from studio_sdk.client.store import Store
 
 from federation.dialects.native import servicer
@@ -107,19 +108,22 @@ def test_an_older_combiner_gets_the_update_as_it_is(
 
 
 def test_a_compressed_upload_that_broke_off_goes_on_at_its_offset(
-    rig: Rig, combiner: CombinerHere, start: Callable[..., Running]
+    rig: Rig, combiner: CombinerHere, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wire = Wire(combiner.address)
+    wire, lane = Wire(combiner.address), Wire(f"127.0.0.1:{combiner.lane_port}")
+    lane_of = Link._lane
+    monkeypatch.setattr(Link, "_lane", lambda link, _named: lane_of(link, lane.address))
     seed = {"w": np.zeros(8_000_000, np.float32)}
 
     def train(arrays: dict[str, Any], settings: dict[str, Any]) -> Any:
-        wire.cut_after = 4_000_000
+        lane.cut_after = 4_000_000
         return {"w": arrays["w"] + np.float32(1)}, {"num_examples": 1}
 
     running = start(wire.address, rig.client("a")[1], train)
     session = rig.session(seed=rig.model(seed), min_clients=1, compression="int8")
     rig.until_session(session, "finished")
     wire.close()
+    lane.close()
     resumed = running.said("upload goes on at")
     assert resumed and float(resumed[-1].split()[4]) > 1
     (row,) = sent(session)

@@ -118,6 +118,7 @@ class Connection(asyncio.BufferedProtocol):
         self._full: deque[memoryview] = deque()
         self._news = asyncio.Event()
         self._gone = False
+        self._unread = False  # something of the body was left in the socket
         self._transport: Any = None
         self._task: asyncio.Task[None] | None = None
 
@@ -208,15 +209,13 @@ class Connection(asyncio.BufferedProtocol):
                 if request is not None:
                     await self._answered(request)
             except StudioError as error:
-                await self._refuse(error)
+                self._refuse(error)
             except Superseded:
-                await self._refuse(
-                    StudioError("superseded", "A newer upload of the same update took over.", 409)
-                )
+                self._refuse(StudioError("superseded", "A newer upload of the same update took over.", 409))
             except TimeoutError:
-                await self._refuse(
-                    StudioError("idle", "Nothing arrived for too long; resume the transfer.", 408)
-                )
+                self._refuse(StudioError("idle", "Nothing arrived for too long; resume the transfer.", 408))
+            if self._unread:
+                await self._drain()
         except (OSError, asyncio.CancelledError):
             self._transport.abort()
         except Exception:  # the client comes back, by gRPC if need be
@@ -253,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
         if request.method == b"GET" and (found := _MODEL.fullmatch(target)):
             await self._download(who, found[1], found[2], headers)
         elif request.method == b"PUT" and target == "/studio.v1/update":
-            await self._respond(receipt(await self._upload(who, headers)).SerializeToString())
+            self._respond(receipt(await self._upload(who, headers)).SerializeToString())
         else:
             raise StudioError("not_found", "The lane has no such address.", 404)
 
@@ -293,6 +292,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- models up --------------------------------------------------------------------------------------------
     async def _upload(self, who: Identity, headers: dict[bytes, bytes]) -> Receipt:
+        self._unread = True
         length = headers.get(b"content-length", b"")
         if not length.isdigit():
             raise StudioError("no_length", "An upload says its Content-Length.", 411)
@@ -334,6 +334,7 @@ class Connection(asyncio.BufferedProtocol):
             return upload
         try:
             await self._receive(upload, rest)
+            self._unread = False
             answer = await intake.finish(who, upload, tail.sha256, tail.num_examples, tail.metadata_json)
         finally:
             intake.release(upload)
@@ -379,24 +380,25 @@ class Connection(asyncio.BufferedProtocol):
         response = h11.Response(status_code=status, headers=[*headers, ("connection", "close")])
         self._transport.write(self._http.send(response))
 
-    async def _respond(self, body: bytes, status: int = 200, kind: str = "application/x-protobuf") -> None:
+    def _respond(self, body: bytes, status: int = 200, kind: str = "application/x-protobuf") -> None:
         self._head(status, [("content-type", kind), ("content-length", str(len(body)))])
         self._transport.write(body)
 
-    async def _refuse(self, error: StudioError) -> None:
+    def _refuse(self, error: StudioError) -> None:
         if self._transport.is_closing() or self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            return self._transport.abort()  # type: ignore[no-any-return]
-        await self._respond(json.dumps(error.as_problem()).encode(), error.status, "application/problem+json")
-        with contextlib.suppress(TimeoutError, StudioError):
-            async with asyncio.timeout(DRAINED_S):
-                await self._drain()
+            self._transport.abort()
+            return
+        self._unread = True  # perhaps
+        self._respond(json.dumps(error.as_problem()).encode(), error.status, "application/problem+json")
 
     async def _drain(self) -> None:
         """Closing with bytes unread would reset the connection, and the answer with it."""
         self._room = None
         self._free.clear()
         dropped = 0
-        while dropped < DRAINED_BYTES:
-            dropped += len(self._early)
-            self._early.clear()
-            await self._more()
+        with contextlib.suppress(TimeoutError, StudioError):
+            async with asyncio.timeout(DRAINED_S):
+                while dropped < DRAINED_BYTES:
+                    dropped += len(self._early)
+                    self._early.clear()
+                    await self._more()
