@@ -19,7 +19,7 @@ import psutil
 import pytest
 import requests
 
-from studio.supervisor import addresses
+from studio.supervisor import addresses, plan
 from studio.supervisor.data_dir import DataDir
 from studio.supervisor.plan import Options
 from studio.supervisor.refusal import Refused
@@ -168,6 +168,24 @@ def test_a_taken_port_is_named(taken_port: int) -> None:
     for option in ("--port", "--combiner-port"):
         with pytest.raises(Refused, match=rf"Port {taken_port} on 127.0.0.1 .* Choose another with {option}"):
             addresses.pick_port("127.0.0.1", taken_port, option)
+
+
+def test_a_lane_port_that_nobody_asked_for_keeps_nothing_from_starting(
+    tmp_path: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "LANE_PORT", taken_port)
+
+    def lane(**asked: int) -> int:
+        made = plan.Plan(Options(data=tmp_path, port=0, **asked), DataDir(tmp_path), "redis://x")  # type: ignore[arg-type]
+        made.socket.close()
+        return made.combiners[0].lane
+
+    free = addresses.pick_port("127.0.0.1", 0, "--combiner-port")
+    assert lane(combiner_port=free) == 0
+    monkeypatch.setattr(plan, "LANE_PORT", free)
+    assert lane(combiner_port=free) == 0, "the combiner's own port"
+    with pytest.raises(Refused, match="--lane-port"):
+        lane(combiner_port=free, lane_port=taken_port)
 
 
 def test_half_a_tls_pair_and_missing_files_are_refused(tmp_path: Path) -> None:

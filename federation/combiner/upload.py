@@ -114,7 +114,8 @@ class Upload:
         try:
             os.fdatasync(file)
         except OSError:
-            self._lost()
+            with self._lock:  # a write that is under way would end with `torn` taken back
+                self._lost()
             raise
         finally:
             os.close(file)

@@ -124,7 +124,7 @@ class Plan:
         first = addresses.pick_port(options.host, asked + number if asked else 0, "--combiner-port")
         lane = options.first_lane_port
         if lane:  # else the combiner picks one each time it starts, and tells its clients
-            lane = addresses.pick_port(options.host, lane + number, "--lane-port")
+            lane = self._lane_port(lane + number)
         if not options.tls:
             return CombinerPlace(f"combiner-{number + 1}", plain=(options.host, first), tls=None, lane=lane)
         plain = None
@@ -132,6 +132,19 @@ class Plan:
             beside = asked + options.combiners + number if asked else 0
             plain = (options.host, addresses.pick_port(options.host, beside, "--combiner-port"))
         return CombinerPlace(f"combiner-{number + 1}", plain=plain, tls=(options.host, first), lane=lane)
+
+    def _lane_port(self, port: int) -> int:
+        """One that nobody asked for must not keep Studio from starting: 0, a free one, where it cannot be had."""
+        options = self.options
+        if options.lane_port is not None:
+            return addresses.pick_port(options.host, port, "--lane-port")
+        first = options.combiner_port
+        if port in (self.port, *range(first, first + 2 * options.combiners)):
+            return 0
+        try:
+            return addresses.pick_port(options.host, port, "--lane-port")
+        except Refused:
+            return 0
 
     def environment(self) -> dict[str, str]:
         """What every child is told: the three addresses, the data directory, and under which names it is reached."""
