@@ -6,6 +6,7 @@ import datetime as dt
 import http.client
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from projects.models import Project
 from projects.tokens.choices import TokenKind
 from projects.tokens.models import Token
 from projects.tokens.services import create_token
-from tests.rig import Rig
+from tests.rig import Child, Rig
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.once]
 
@@ -100,23 +101,38 @@ def secrets(rig: Rig, other_project: Project) -> Iterator[Callable[[], dict[str,
     yield make
 
 
-def test_every_rpc_answers_each_caller_as_the_table_says(
-    rig: Rig, secrets: Callable[[], dict[str, str | None]]
-) -> None:
+@dataclass
+class Scene:
+    """A client that was given a task, and everybody who asks for it: by name, with what they show."""
+
+    combiner: Child
+    task: wire.Task
+    callers: dict[str, str | None]
+
+
+@pytest.fixture
+def scene(rig: Rig, secrets: Callable[[], dict[str, str | None]]) -> Scene:
     _, mine = rig.client("mine")
     combiner = rig.combiner()
     client = rig.connect(combiner, mine)
     rig.session(start=True, min_clients=1)
     rig.worker()
-    task = client.next_task()
-    callers = {"the client itself": mine, **secrets()}
+    # the client itself last, whose calls may end its assignment
+    return Scene(combiner, client.next_task(), {**secrets(), "the client itself": mine})
+
+
+def expected_of(rpc: str, caller: str) -> grpc.StatusCode:
+    return REFUSED if caller in NEVER else EXPECTED[rpc][caller]
+
+
+def test_every_rpc_answers_each_caller_as_the_table_says(scene: Scene) -> None:
     wrong = []
-    with grpc.insecure_channel(combiner.address) as channel:
+    with grpc.insecure_channel(scene.combiner.address) as channel:
         stub = CombinerStub(channel)
         for rpc in RPCS:
-            for caller, secret in callers.items():
-                expected = REFUSED if caller in NEVER else EXPECTED[rpc][caller]
-                got = call(stub, rpc, secret, task)
+            for caller, secret in scene.callers.items():
+                expected = expected_of(rpc, caller)
+                got = call(stub, rpc, secret, scene.task)
                 if got != expected:
                     wrong.append(f"{rpc} by {caller}: {got} instead of {expected}")
     assert not wrong, "\n".join(wrong)
@@ -143,23 +159,13 @@ def ask_lane(port: int, method: str, secret: str | None, task: wire.Task) -> int
         connection.close()
 
 
-def test_the_lane_answers_each_caller_as_the_rpcs_do(
-    rig: Rig, secrets: Callable[[], dict[str, str | None]]
-) -> None:
-    _, mine = rig.client("mine")
-    combiner = rig.combiner()
-    client = rig.connect(combiner, mine)
-    rig.session(start=True, min_clients=1)
-    rig.worker()
-    task = client.next_task()
+def test_the_lane_answers_each_caller_as_the_rpcs_do(scene: Scene) -> None:
     wrong = []
-    # the client itself last: its update is too large and ends the assignment, rejected
-    callers = {**secrets(), "the client itself": mine}
     for method, rpc in LANE.items():
-        for caller, secret in callers.items():
-            heard = REFUSED if caller in NEVER else EXPECTED[rpc][caller]
-            expected = 200 if caller == "the client itself" else STATUS[heard]
-            got = ask_lane(combiner.lane, method, secret, task)
+        for caller, secret in scene.callers.items():
+            # its own update is too large, and rejected: an answer as any
+            expected = 200 if caller == "the client itself" else STATUS[expected_of(rpc, caller)]
+            got = ask_lane(scene.combiner.lane, method, secret, scene.task)
             if got != expected:
                 wrong.append(f"{method} by {caller}: {got} instead of {expected}")
     assert not wrong, "\n".join(wrong)

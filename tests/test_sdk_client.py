@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -277,9 +279,33 @@ def test_a_download_goes_on_where_the_network_broke_it_off(
     assert 15_000_000 < wire.down_bytes < 30_000_000, "20 MB, not again what had arrived before the cut"
 
 
-def test_a_lane_that_nobody_answers_on_is_left_for_grpc(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed, lane_of = free_address(), Link._lane
-    monkeypatch.setattr(Link, "_lane", lambda link, _named: lane_of(link, closed))
+def nobody(_heard: socket.socket) -> None:
+    """Takes the connection, and cuts it."""
+
+
+def another(heard: socket.socket) -> None:
+    """A proxy that answers everything."""
+    heard.recv(65536)
+    heard.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nhello")
+
+
+@pytest.mark.parametrize("answer", [None, nobody, another])
+def test_a_lane_on_which_no_combiner_answers_is_left_for_grpc(
+    site: Site, monkeypatch: pytest.MonkeyPatch, answer: Callable[[socket.socket], None] | None
+) -> None:
+    address, lane_of = free_address(), Link._lane
+    if answer is not None:
+        listener = site.exits.enter_context(socket.create_server(("127.0.0.1", 0)))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    with listener.accept()[0] as heard:
+                        answer(heard)
+
+        threading.Thread(target=serve, daemon=True).start()
+    monkeypatch.setattr(Link, "_lane", lambda link, _named: lane_of(link, address))
     running = site.callbacks()
     until(lambda: site.online(1))
     session = site.session(site.seed({"w": np.zeros(600_000, np.float32)}), rounds=2)

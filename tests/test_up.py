@@ -175,8 +175,9 @@ def test_a_lane_port_that_nobody_asked_for_keeps_nothing_from_starting(
 ) -> None:
     monkeypatch.setattr(plan, "LANE_PORT", taken_port)
 
-    def lane(**asked: int) -> int:
-        made = plan.Plan(Options(data=tmp_path, port=0, **asked), DataDir(tmp_path), "redis://x")  # type: ignore[arg-type]
+    def lane(combiner_port: int, lane_port: int | None = None) -> int:
+        options = Options(data=tmp_path, port=0, combiner_port=combiner_port, lane_port=lane_port)
+        made = plan.Plan(options, DataDir(tmp_path), "redis://x")
         made.socket.close()
         return made.combiners[0].lane
 

@@ -1,21 +1,17 @@
 """Intake: bytes become an accepted update, in the order that the design gives.
 
-The row is looked at before a byte is read; the file is whole, synced and checksummed before it is checked; it is
-checked before it is accepted; only an accepted one is folded; and only then is the client told.
+The row is looked at before a byte is read; the file is whole and checksummed before it is checked; it is checked and on
+the disk before it is accepted; only an accepted one is folded; and only then is the client told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import math
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 from django.conf import settings
@@ -26,6 +22,7 @@ from federation.aggregation.layout import Layout
 from federation.combiner.accepting import Acceptance
 from federation.combiner.checking import HEADER_SLACK_BYTES, Whole, checked, converted, decompressed, facts_of
 from federation.combiner.connection import Identity
+from federation.combiner.disk import SpoolDisk, begun
 from federation.combiner.reported import json_object
 from federation.combiner.spool import Spool
 from federation.combiner.threads import in_files, in_rows, in_syncs
@@ -44,7 +41,6 @@ GATHERED_BYTES = 12 << 20  # of all uploads together, before they are handed to 
 LEAST_GATHERED_BYTES = 128 << 10
 MOST_GATHERED_BYTES = 512 << 10
 MOST_PIECES = 256
-TELL_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,8 @@ class Intake:
     ) -> None:
         """`open_model` answers an open file of the model that a grant names; `known` the grant of a client's assignment
         that was live just now, without a query."""
-        self.spool, self.combiner_id = spool, combiner_id
+        self.spool = spool
+        self._disk = SpoolDisk(combiner_id)
         self.acceptance = Acceptance(
             spool, combiner_id, epoch, on_accepted, on_superseded, lambda: self.waiting
         )
@@ -80,8 +77,6 @@ class Intake:
         self._writers: dict[uuid.UUID, Upload] = {}
         self._finishing: dict[uuid.UUID, asyncio.Task[Receipt]] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._told_disk_at = -math.inf
-        self._telling: set[asyncio.Task[None]] = set()
         self._mismatches: dict[uuid.UUID, int] = {}
         # each check holds some MiB of block buffers, however large the model
         self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
@@ -174,8 +169,7 @@ class Intake:
         try:
             if older is not None:
                 older.superseded = True
-            upload.writing = asyncio.ensure_future(self._disk(upload, upload.take_over, older, offset))
-            upload.writing.add_done_callback(_retrieved)
+            upload.writing = begun(self._disk.run(upload, upload.take_over, older, offset))
             await asyncio.shield(upload.writing)
         except BaseException:
             self.release(upload)
@@ -190,7 +184,7 @@ class Intake:
         upload.waiting_bytes += len(data)
         enough = max(GATHERED_BYTES // len(self._writers), LEAST_GATHERED_BYTES)
         if upload.waiting_bytes >= min(enough, MOST_GATHERED_BYTES) or len(upload.waiting) >= MOST_PIECES:
-            await self._hand_over(upload)
+            await self._disk.hand_over(upload)
 
     async def hand_over(self, upload: Upload, data: Piece) -> None:
         """As `write`, without gathering: what was handed over before is written when this returns, and its memory
@@ -198,39 +192,12 @@ class Intake:
         if upload.superseded:
             raise Superseded
         upload.waiting.append(data)
-        await self._hand_over(upload)
+        await self._disk.hand_over(upload)
 
     async def settle(self, upload: Upload) -> None:
         """All that came is in the file. Raises what was wrong with it."""
-        await self._hand_over(upload)
-        for work in (upload.writing, upload.syncing):
-            if work is not None:  # shielded: whoever waits may be cut, and another call go on with it
-                await asyncio.shield(work)
-
-    async def _hand_over(self, upload: Upload) -> None:
-        """To the disk, behind what it has; a thread works while more arrives."""
-        while upload.writing is not None and not upload.writing.done():
-            await asyncio.wait({upload.writing})
-        if upload.writing is not None:
-            upload.writing.result()
-        if upload.waiting:
-            upload.waiting_bytes = 0
-            upload.writing = asyncio.ensure_future(self._write(upload))
-            upload.writing.add_done_callback(_retrieved)
-
-    async def _write(self, upload: Upload) -> None:
-        try:
-            await self._disk(upload, upload.write)
-        except Superseded:
-            if upload.syncing is not None:
-                await asyncio.shield(upload.syncing)  # when that failed, it is why nothing may be written
-            raise
-        if upload.much_unsynced and (upload.syncing is None or upload.syncing.done()):
-            sync = self._disk(upload, upload.sync_meanwhile, pool=in_syncs)
-            upload.syncing = asyncio.ensure_future(
-                sync
-            )  # beside what is written next, which need not wait for it
-            upload.syncing.add_done_callback(_retrieved)
+        await self._disk.hand_over(upload)
+        await self._disk.done(upload)
 
     def release(self, upload: Upload) -> None:
         """The call is over, for whatever reason. A part stays, to be resumed; what was whole goes on to its verdict."""
@@ -242,46 +209,13 @@ class Intake:
 
     async def _close(self, upload: Upload) -> None:
         """Once no thread is at work on it, nor on closing an older one for it; the next writer waits for that."""
-        if working := {work for work in (upload.writing, upload.syncing) if work is not None}:
-            await asyncio.wait(working)
+        await self._disk.rest(upload)
         await asyncio.get_running_loop().run_in_executor(None, upload.close)
         self._forget(upload)
 
     def _forget(self, upload: Upload) -> None:
         if self._writers.get(upload.grant.assignment_id) is upload:
             del self._writers[upload.grant.assignment_id]
-
-    async def _disk(
-        self,
-        upload: Upload,
-        work: Callable[..., Any],
-        *args: Any,
-        pool: Callable[..., Awaitable[Any]] = in_files,
-    ) -> Any:
-        try:
-            return await pool(work, *args)
-        except OSError as error:
-            log.error("spool.refused", error=str(error))
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            reason = "its disk is full" if full else "its disk failed"
-            self._tell(upload.grant.project_id, reason)
-            raise StudioError(
-                "try_again_later", f"This combiner cannot take it: {reason}; try again later.", 503
-            ) from error
-
-    def _tell(self, project_id: uuid.UUID, reason: str) -> None:
-        """An event for the operator, once a minute."""
-        now = time.monotonic()
-        if now - self._told_disk_at < TELL_EVERY_S:
-            return
-        self._told_disk_at = now
-        telling = asyncio.create_task(
-            in_rows(
-                assignments.note_full_disk, combiner_id=self.combiner_id, project_id=project_id, reason=reason
-            )
-        )
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
 
     # --- a file that came before its assignment was named ------------------------------------------------------
     async def adopt(
@@ -329,9 +263,9 @@ class Intake:
         expected = Layout.from_json(grant.layout)
         try:
             async with self._checking:
-                await self._disk(upload, converted, file, self.spool.part(name), expected, unwrap)
+                await self._disk.run(upload, converted, file, self.spool.part(name), expected, unwrap)
             upload.sent_bytes = await in_files(lambda: file.stat().st_size)
-            await self._disk(upload, upload.open_whole)
+            await self._disk.run(upload, upload.open_whole)
             return await self._finish(who, upload, None, num_examples, metadata_json)
         except StudioError as error:
             if error.status == 503:
@@ -364,9 +298,7 @@ class Intake:
     async def _finish_whole(
         self, who: Identity, upload: Upload, sha256: str, num_examples: float, metadata_json: str
     ) -> Receipt:
-        for work in (upload.writing, upload.syncing):
-            if work is not None:
-                await work
+        await self._disk.done(upload)
         return await self._finish(who, upload, sha256, num_examples, metadata_json)
 
     async def _finish(
@@ -374,13 +306,12 @@ class Intake:
     ) -> Receipt:
         """`sha256` None: the file was made here."""
         grant = upload.grant
-        digest = await self._disk(upload, upload.whole)
+        digest = await self._disk.run(upload, upload.whole)
         if sha256 is not None and digest != sha256.lower():
             return await self._mismatch(who, upload)
         self._mismatches.pop(grant.assignment_id, None)
         # the disk and the check take about as long; what is accepted has both behind it
-        syncing = asyncio.ensure_future(self._disk(upload, upload.sync, pool=in_syncs))
-        syncing.add_done_callback(_retrieved)
+        syncing = begun(self._disk.run(upload, upload.sync, pool=in_syncs))
         try:
             examples = check_num_examples(num_examples)
             metadata = json_object(metadata_json or "{}", "the metadata of an update", MAX_METADATA_BYTES)
@@ -395,7 +326,7 @@ class Intake:
         finally:
             await asyncio.wait({syncing})  # nobody closes the file, or forgets it, before
         syncing.result()
-        kept = await self._disk(upload, self.spool.keep, whole.name)
+        kept = await self._disk.run(upload, self.spool.keep, whole.name)
         if whole.name != upload.name:
             await in_files(self.spool.discard_part, upload.name)
         update = SpooledUpdate(
@@ -436,12 +367,14 @@ class Intake:
             if upload.form:
                 whole = Whole(uuid.uuid4().hex, "", 0)
                 model = await self._open_model(upload.grant)
-                whole = await self._disk(upload, decompressed, self.spool, upload, whole.name, layout, model)
+                whole = await self._disk.run(
+                    upload, decompressed, self.spool, upload, whole.name, layout, model
+                )
             base = None
             if counting.needs_delta_norm(upload.grant.config):
                 base = await self._open_model(upload.grant)
             path = self.spool.part(whole.name)
-            return whole, await self._disk(upload, checked, path, layout, whole.size_bytes, base)
+            return whole, await self._disk.run(upload, checked, path, layout, whole.size_bytes, base)
         except BaseException:
             if whole.name != upload.name:
                 await in_files(self.spool.discard_part, whole.name)
@@ -466,9 +399,3 @@ class Intake:
             reason=reason,
         )
         return Receipt("rejected", reason)
-
-
-def _retrieved(task: asyncio.Future[None]) -> None:
-    """Whoever writes next, or finishes, is told; a call that was cut does not want it."""
-    if not task.cancelled():
-        task.exception()

@@ -41,6 +41,7 @@ class CombinerHere:
         self.lane = Lane(self.core)
         self.lane_port = await self.lane.listen("127.0.0.1", 0, None)
         await self.core.start(CombinerConfig(self.name, "test", self.address, lane=f":{self.lane_port}"))
+        await self.lane.serve()
         await server.start()
         self._ready.set()
         await self._stop.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import http.client
@@ -9,18 +10,25 @@ import json
 import os
 import random
 import socket
+import ssl
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
+from federation.combiner.server import Listeners
 from federation.dialects.native import lane as lanes
+from federation.dialects.native import receiving
 from federation.dialects.native import studio_v1_pb2 as wire
 from federation.sessions.models import Assignment, Session
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere
+from tests.tls_files import certificate
 from tests.wire_client import ACCEPTED, REFUSED, WireClient
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("worker")]
@@ -126,19 +134,15 @@ def test_an_upload_that_was_cut_goes_on_behind_what_came(
     task = a.stream.next_task()
     body = numbers(a, 2.0)
     request = started(task, body, upload_id="one")
-    head = (
-        f"PUT /studio.v1/update HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {a.secret}\r\nContent-Length: "
-    )
-    with socket.create_connection(("127.0.0.1", a.port)) as cut:
-        cut.sendall(head.encode() + f"{len(request)}\r\n\r\n".encode() + request[:2_000_000])
+    with uploading(a, request) as cut:
+        cut.sendall(request[:2_000_000])
 
     def came() -> bool:
         parts = (combiner.folder / "spool").glob("[!.]*.part")
         return any(part.stat().st_size > 1_990_000 for part in parts)
 
     wait_until(came, what="all that came before the cut is in the spool")
-    asked = wire.UploadStatusRequest(assignment_id=task.assignment_id, upload_id="one", size=len(body))
-    offset = a.stream.stub.UploadStatus(asked, metadata=a.stream.metadata, timeout=10).offset
+    offset = received(a, task, "one", body)
     assert 1_990_000 < offset < 2_000_000
     assert a.put(task, body, upload_id="one", offset=offset).status == ACCEPTED
     assert Assignment.objects.get(pk=task.assignment_id).sha256 == hashlib.sha256(body).hexdigest()
@@ -230,19 +234,93 @@ def test_noise_ends_its_own_connection_only(rig: Rig, combiner: CombinerHere, se
     assert a.put(task, numbers(a, 1.0)).status == ACCEPTED
 
 
-def test_an_upload_that_stands_still_ends(
+@contextlib.contextmanager
+def uploading(client: OnLane, request: bytes) -> Iterator[socket.socket]:
+    """A connection on which the head of an upload was sent."""
+    head = f"PUT /studio.v1/update HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {client.secret}\r\n"
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as sock:
+        sock.sendall(f"{head}Content-Length: {len(request)}\r\n\r\n".encode())
+        yield sock
+
+
+def received(client: OnLane, task: wire.Task, upload_id: str, body: bytes) -> int:
+    asked = wire.UploadStatusRequest(assignment_id=task.assignment_id, upload_id=upload_id, size=len(body))
+    return int(client.stream.stub.UploadStatus(asked, metadata=client.stream.metadata, timeout=10).offset)
+
+
+def test_an_upload_that_stands_still_ends_and_keeps_what_came(
     rig: Rig, combiner: CombinerHere, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, _b = OnLane(rig, combiner), OnLane(rig, combiner)
     task = a.stream.next_task()
-    monkeypatch.setattr(lanes, "IDLE_S", 0.3)
-    request = started(task, numbers(a, 1.0))
-    head = (
-        f"PUT /studio.v1/update HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {a.secret}\r\nContent-Length: "
-    )
-    with socket.create_connection(("127.0.0.1", a.port), timeout=20) as still:
-        still.sendall(head.encode() + f"{len(request)}\r\n\r\n".encode() + request[:100_000])
+    monkeypatch.setattr(receiving, "IDLE_S", 0.3)
+    body = numbers(a, 1.0)
+    request = started(task, body, upload_id="still")
+    with uploading(a, request) as still:
+        still.sendall(request[:100_000])
         assert still.recv(100).startswith(b"HTTP/1.1 408")
+    assert received(a, task, "still", body) == 100_000 - (len(request) - len(body)), "less than a buffer"
+
+
+def test_an_upload_that_is_slow_goes_on(
+    rig: Rig, combiner: CombinerHere, session: Session, monkeypatch: pytest.MonkeyPatch, wait_until: Any
+) -> None:
+    """It is not a buffer that must come in time, but something."""
+    a, _b = OnLane(rig, combiner), OnLane(rig, combiner)
+    task = a.stream.next_task()
+    monkeypatch.setattr(receiving, "IDLE_S", 0.5)
+    request = started(task, numbers(a, 1.0))
+    began = time.monotonic()
+    with uploading(a, request) as slow:
+        slow.sendall(request[:1000])
+        at = 1000
+        while time.monotonic() - began < 2.0:
+            came = next(iter(combiner.lane.connections))._came
+            slow.sendall(request[at : at + 1000])
+            at += 1000
+            wait_until(
+                lambda came=came: next(iter(combiner.lane.connections))._came > came, what="it was read"
+            )
+        slow.sendall(request[at:])
+        assert slow.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_leaves_a_download_over_tls_leaves_nothing_behind(
+    rig: Rig, combiner: CombinerHere, tmp_path: Path, wait_until: Any
+) -> None:
+    rig.session(seed=rig.model({"w": np.zeros(16_000_000, np.float32)}), min_clients=1)
+    a = OnLane(rig, combiner)
+    task = a.stream.next_task()
+    cert, key = certificate(tmp_path, "localhost")
+    lane = lanes.Lane(combiner.core)
+    context = lanes.tls_context(Listeners(tls_host="127.0.0.1", tls_cert=cert, tls_key=key))
+
+    def here(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, combiner.loop).result(10)
+
+    port = here(lane.listen("127.0.0.1", 0, context))
+    here(lane.serve())
+    trusting = ssl.create_default_context(cafile=str(cert))
+    for _ in range(5):
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+            trusting.wrap_socket(plain, server_hostname="localhost") as encrypted,
+        ):
+            path = f"/studio.v1/model/{task.assignment_id}/{task.model_id}"
+            encrypted.sendall(
+                f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {a.secret}\r\n\r\n".encode()
+            )
+            assert encrypted.recv(1000).startswith(b"HTTP/1.1 200")
+    wait_until(lambda: not lane.connections, what="the combiner knows that they left")
+
+    def left() -> list[Any]:
+        return [
+            one for one in psutil.Process().net_connections("tcp") if one.laddr.port == port and one.raddr
+        ]
+
+    wait_until(lambda: not left(), what="their sockets are closed")
+    assert combiner.core.traffic.sent_bytes < 5 * 32_000_000, "not half of what they asked for"
+    combiner.loop.call_soon_threadsafe(lane.close)
 
 
 def test_beyond_so_many_connections_further_ones_are_cut(

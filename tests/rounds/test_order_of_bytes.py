@@ -11,7 +11,9 @@ import resource
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -19,7 +21,8 @@ import numpy as np
 import pytest
 
 from federation.combiner import threads
-from federation.combiner.upload import Upload
+from federation.combiner.spool import Spool
+from federation.combiner.upload import Superseded, Upload
 from federation.dialects.native import studio_v1_pb2 as proto
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere
@@ -269,3 +272,42 @@ def test_bytes_that_the_disk_lost_once_are_sent_again(
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE and failed
     assert offset_of(wire, task, len(whole)) == 0
     assert wire.upload(task, whole, upload_id="one").status == ACCEPTED
+
+
+def test_a_loss_is_known_whatever_is_written_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync runs beside the next write: that the write succeeds does not make good what the disk lost."""
+    upload = Upload(Spool(tmp_path / "spool"), SimpleNamespace(assignment_id=uuid.uuid4()), "one", 200)
+    upload.take_over(None, 0)
+    upload.waiting.append(b"a" * 100)
+    upload.write()
+    syncing, writing, lost = threading.Event(), threading.Event(), threading.Event()
+    writev, discard = os.writev, upload.spool.discard_part
+
+    def failing(_file: int) -> None:
+        syncing.set()
+        assert writing.wait(20)
+        raise OSError(errno.EIO, "the disk failed")
+
+    def slow(file: int, pieces: list[Any]) -> int:
+        writing.set()
+        lost.wait(1)  # in vain, when a loss waits for the write
+        return writev(file, pieces)
+
+    def discarded(name: str) -> None:
+        discard(name)
+        lost.set()
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    monkeypatch.setattr(os, "writev", slow)
+    monkeypatch.setattr(upload.spool, "discard_part", discarded)
+    upload.waiting.append(b"b" * 100)
+    with ThreadPoolExecutor(2) as pool:
+        sync = pool.submit(upload.sync_meanwhile)
+        assert syncing.wait(20)
+        write = pool.submit(upload.write)
+        assert isinstance(sync.exception(20), OSError) and write.exception(20) is None
+    with pytest.raises(Superseded):
+        upload.whole()
+    upload.close()

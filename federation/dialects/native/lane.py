@@ -13,10 +13,8 @@ import contextlib
 import json
 import os
 import re
-import socket
 import ssl
-from collections import deque
-from collections.abc import Iterable
+from io import FileIO
 from typing import Any
 
 import h11
@@ -27,27 +25,29 @@ from federation.combiner.connection import Identity
 from federation.combiner.core import CombinerCore
 from federation.combiner.intake import MAX_METADATA_BYTES, Receipt
 from federation.combiner.server import Listeners
-from federation.combiner.upload import Superseded
+from federation.combiner.threads import in_files
+from federation.combiner.upload import Piece, Superseded
 from federation.combiner.upload import Upload as Incoming
 from federation.dialects.native import studio_v1_pb2 as wire
+from federation.dialects.native.receiving import BUFFERS, Receiving, within
 from federation.dialects.native.servicer import parse_id, receipt
 from foundation.errors import StudioError
 
 log = structlog.get_logger(__name__)
 
-MOST_CONNECTIONS = 512  # further ones are cut at once: their clients use gRPC
+MOST_CONNECTIONS = 512  # further ones are cut at once, and their clients use gRPC
 HEAD_BYTES = 16 << 10
-SMALL_BYTES = 16 << 10
-HEAD_S = 15.0  # for the request's head, and the beginning of an upload
-IDLE_S = 120.0  # a transfer that stands still for so long ends; the client resumes it
+HEAD_S = 15.0  # for TLS to begin, for the request's head, and for the beginning of an upload
 SENT_AT_ONCE = 4 << 20
-BUFFERS = 2  # one is written and hashed while the other fills
+ENCRYPTED_AT_ONCE = 256 << 10
 LARGEST_BUFFER = 512 << 10
 LEAST_BUFFER = 64 << 10
 BUFFERED_BYTES = 24 << 20  # of all uploads together, as far as the least buffers allow
 MOST_START_BYTES = MAX_METADATA_BYTES + (16 << 10)
-DRAINED_BYTES = 64 << 20  # read and dropped behind a refusal, so that the client gets to read it
-DRAINED_S = 5.0
+REFUSED_S = 5.0  # what comes behind a refusal is read for so long, so that the client gets to read it
+CLOSED_S = 30.0  # for the last bytes to go out
+
+MODEL, RECEIPT = "application/vnd.studio.model", "application/vnd.studio.receipt"
 
 _MODEL = re.compile(r"/studio\.v1/model/([0-9a-fA-F-]{32,36})/([0-9a-fA-F-]{32,36})")
 _RANGE = re.compile(r"bytes=(\d{1,15})-")
@@ -74,11 +74,14 @@ class Lane:
         self._server: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int, tls: ssl.SSLContext | None) -> int:
-        """The port, picked where 0 was given. Raises StudioError `port_taken`."""
-        loop = asyncio.get_running_loop()
+        """Take a port, picked where 0 was given, and answer it; nobody is served before `serve`. Raises StudioError
+        `port_taken`."""
+        waits: dict[str, Any] = (
+            {"ssl_handshake_timeout": HEAD_S, "ssl_shutdown_timeout": CLOSED_S} if tls else {}
+        )
         try:
-            self._server = await loop.create_server(
-                lambda: Connection(self), host, port, ssl=tls, backlog=512
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Connection(self), host, port, ssl=tls, backlog=512, start_serving=False, **waits
             )
         except (OSError, OverflowError) as error:
             raise StudioError(
@@ -88,10 +91,15 @@ class Lane:
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
 
+    async def serve(self) -> None:
+        """Once the combiner has begun."""
+        if self._server is not None:
+            await self._server.start_serving()
+
     @property
     def buffer_bytes(self) -> int:
         """For a new upload, by how many there are."""
-        uploads = 1 + sum(1 for connection in self.connections if connection.receiving)
+        uploads = 1 + sum(1 for connection in self.connections if connection.uploads)
         return max(LEAST_BUFFER, min(LARGEST_BUFFER, BUFFERED_BYTES // (BUFFERS * uploads)))
 
     def close(self) -> None:
@@ -101,104 +109,33 @@ class Lane:
             connection.cut()
 
 
-class Connection(asyncio.BufferedProtocol):
-    """One request. A few bytes at a time gather in `_early`; those of an update come into its buffers, and nothing is
-    read while there is none free."""
+class Connection(Receiving):
+    """One request."""
 
     def __init__(self, lane: Lane) -> None:
+        super().__init__()
         self.lane, self.core = lane, lane.core
-        self.receiving = False  # an update: into buffers
+        self.uploads = False
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
-        self._early = bytearray()
-        self._small = memoryview(bytearray(SMALL_BYTES))
-        self._room: memoryview | None = None  # of the buffer that fills
-        self._filled = 0
-        self._wanted = 0  # bytes of the update that have no room yet
-        self._free: deque[memoryview] = deque()
-        self._full: deque[memoryview] = deque()
-        self._news = asyncio.Event()
-        self._gone = False
         self._unread = False  # something of the body was left in the socket
-        self._transport: Any = None
         self._task: asyncio.Task[None] | None = None
 
-    # --- the socket -------------------------------------------------------------------------------------------
     def connection_made(self, transport: Any) -> None:
-        self._transport = transport
+        super().connection_made(transport)
         if len(self.lane.connections) >= MOST_CONNECTIONS:
             transport.abort()
             return
-        sock = transport.get_extra_info("socket")
-        with contextlib.suppress(OSError, AttributeError):  # not every platform has all of them
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         self.lane.connections.add(self)
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gone = True
-        self._news.set()
-
-    def eof_received(self) -> bool:
-        self._gone = True
-        self._news.set()
-        return self._transport.get_extra_info("sslcontext") is None  # half closed: the answer still goes out
+        super().connection_lost(exc)
+        self.lane.connections.discard(self)
 
     def cut(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        self._transport.abort()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._small if self._room is None else self._room[self._filled :]
-
-    def buffer_updated(self, count: int) -> None:
-        if self._room is None:
-            self._early += self._small[:count]
-            self._transport.pause_reading()
-            self._news.set()
-            return
-        self._filled += count
-        if self._filled == len(self._room):
-            self._full.append(self._room)
-            self._room = None
-            self._make_room()
-            self._news.set()
-
-    def _make_room(self) -> None:
-        """The next free buffer, for what is still to come; without one reading rests."""
-        if self._room is not None:
-            return
-        if self._free and self._wanted:
-            self._room, self._filled = self._free.popleft()[: self._wanted], 0
-            self._wanted -= len(self._room)
-            self._transport.resume_reading()
-        else:
-            self._transport.pause_reading()
-
-    async def _more(self) -> None:
-        """Some more in `_early`. Raises StudioError `incomplete` when no more will come."""
-        before = len(self._early)
-        self._transport.resume_reading()
-        while len(self._early) == before:
-            await self._told()
-
-    async def _buffer(self) -> memoryview:
-        """A buffer that is full, or the last. Raises StudioError `incomplete` when no more will come."""
-        while not self._full:
-            if self._gone and self._room is not None and self._filled:
-                left, self._room = self._room[: self._filled], None
-                return left
-            await self._told()
-        return self._full.popleft()
-
-    async def _told(self) -> None:
-        if self._gone:
-            raise StudioError("incomplete", "The upload ended before its end; resume it.", 409)
-        self._news.clear()
-        await self._news.wait()
+        self.transport.abort()
 
     # --- one request ------------------------------------------------------------------------------------------
     async def _serve(self) -> None:
@@ -214,23 +151,24 @@ class Connection(asyncio.BufferedProtocol):
                 self._refuse(StudioError("superseded", "A newer upload of the same update took over.", 409))
             except TimeoutError:
                 self._refuse(StudioError("idle", "Nothing arrived for too long; resume the transfer.", 408))
-            if self._unread:
-                await self._drain()
+            if self._unread:  # closing now would reset the connection, and the answer with it
+                self.drop()
+                await within(REFUSED_S, self.over)
         except (OSError, asyncio.CancelledError):
-            self._transport.abort()
-        except Exception:  # the client comes back, by gRPC if need be
+            self.transport.abort()
+        except Exception:  # the client comes back
             log.exception("lane.failed")
-            self._transport.abort()
-        finally:
-            self.lane.connections.discard(self)
-            self._transport.close()
+            self.transport.abort()
+        self.transport.close()
+        await within(CLOSED_S, self.closed)
+        self.transport.abort()  # TLS may have missed that the client left
 
     async def _request(self) -> h11.Request | None:
         """None: it connected, and went."""
         while True:
-            if self._early:
-                self._http.receive_data(bytes(self._early))
-                self._early.clear()
+            if self.early:
+                self._http.receive_data(bytes(self.early))
+                self.early.clear()
             try:
                 event = self._http.next_event()
             except h11.RemoteProtocolError as error:
@@ -238,12 +176,12 @@ class Connection(asyncio.BufferedProtocol):
                     "bad_request", f"This is no request that the lane reads: {error}."
                 ) from None
             if isinstance(event, h11.Request):
-                self._early += self._http.trailing_data[0]
+                self.early += self._http.trailing_data[0]
                 return event
-            if event is not h11.NEED_DATA or self._gone:
+            if event is not h11.NEED_DATA or self.gone:
                 return None
             with contextlib.suppress(StudioError):
-                await self._more()
+                await self.more()
 
     async def _answered(self, request: h11.Request) -> None:
         headers = dict(request.headers)
@@ -252,7 +190,9 @@ class Connection(asyncio.BufferedProtocol):
         if request.method == b"GET" and (found := _MODEL.fullmatch(target)):
             await self._download(who, found[1], found[2], headers)
         elif request.method == b"PUT" and target == "/studio.v1/update":
-            self._respond(receipt(await self._upload(who, headers)).SerializeToString())
+            body = receipt(await self._upload(who, headers)).SerializeToString()
+            self._head(200, RECEIPT, len(body))
+            self.transport.write(body)
         else:
             raise StudioError("not_found", "The lane has no such address.", 404)
 
@@ -260,7 +200,7 @@ class Connection(asyncio.BufferedProtocol):
         scheme, _, secret = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise StudioError("no_token", "Send the client's token as `Authorization: Bearer …`.", 401)
-        peer = self._transport.get_extra_info("peername") or ("",)
+        peer = self.transport.get_extra_info("peername") or ("",)
         return await self.core.identify(secret.strip(), str(peer[0]))
 
     # --- models down ------------------------------------------------------------------------------------------
@@ -270,25 +210,34 @@ class Connection(asyncio.BufferedProtocol):
         asked = _RANGE.fullmatch(headers.get(b"range", b"bytes=0-").decode("latin-1"))
         if asked is None:
             raise StudioError("bad_range", "A range is bytes=N-.", 416)
-        file, grant = await self.core.grant_download(
+        file, _grant = await self.core.grant_download(
             who, parse_id(assignment, "assignment_id"), parse_id(model, "model_id")
         )
         with open(file, "rb", buffering=0) as source:
             size, at = os.fstat(source.fileno()).st_size, int(asked[1])
             if at > size:
                 raise StudioError("bad_offset", f"The model has {size} bytes.", 416)
-            self._head(
-                206 if at else 200,
-                [("content-length", str(size - at)), ("studio-sha256", grant.model_sha256)],
-            )
-            loop = asyncio.get_running_loop()
-            while at < size:
-                async with asyncio.timeout(IDLE_S):
-                    sent = await loop.sendfile(self._transport, source, at, min(SENT_AT_ONCE, size - at))
+            self._head(206 if at else 200, MODEL, size - at)
+            self.drop()  # nothing more is expected, but that it leaves
+            send = self._send_encrypted if self.encrypted else self._send
+            while at < size and not (self.lost or self.transport.is_closing()):
+                sent = await send(source, at, size - at)
                 if not sent:
                     break
                 at += sent
                 self.core.traffic.sent_bytes += sent
+
+    async def _send(self, source: FileIO, at: int, most: int) -> int:
+        """In the kernel, from file to socket."""
+        loop = asyncio.get_running_loop()
+        return await self.in_time(loop.sendfile(self.transport, source, at, min(SENT_AT_ONCE, most)))
+
+    async def _send_encrypted(self, source: FileIO, at: int, most: int) -> int:
+        """asyncio's own would not see that the client left, and go on to the end of the file."""
+        data = await in_files(os.pread, source.fileno(), min(ENCRYPTED_AT_ONCE, most), at)
+        self.transport.write(data)
+        await self.written()
+        return len(data)
 
     # --- models up --------------------------------------------------------------------------------------------
     async def _upload(self, who: Identity, headers: dict[bytes, bytes]) -> Receipt:
@@ -296,32 +245,30 @@ class Connection(asyncio.BufferedProtocol):
         length = headers.get(b"content-length", b"")
         if not length.isdigit():
             raise StudioError("no_length", "An upload says its Content-Length.", 411)
-        if self._http.they_are_waiting_for_100_continue:
-            self._transport.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])))
         async with asyncio.timeout(HEAD_S):
             start, size = await self._start(int(length))
         return await self._fill(who, start, int(length) - size)
 
     async def _start(self, body_bytes: int) -> tuple[wire.UploadStart, int]:
         """The message before the update, and how many bytes of the body it took; what came behind stays in `_early`."""
-        while len(self._early) < min(4, body_bytes):
-            await self._more()
-        size = 4 + int.from_bytes(self._early[:4])
+        while len(self.early) < min(4, body_bytes):
+            await self.more()
+        size = 4 + int.from_bytes(self.early[:4])
         if size > min(MOST_START_BYTES, body_bytes):  # also when the body has no four bytes
             raise StudioError("bad_start", "The body of an upload begins with its UploadStart.")
-        while len(self._early) < size:
-            await self._more()
+        while len(self.early) < size:
+            await self.more()
         try:
-            start = wire.UploadStart.FromString(bytes(self._early[4:size]))
+            start = wire.UploadStart.FromString(bytes(self.early[4:size]))
         except DecodeError:
             raise StudioError("bad_start", "What an upload begins with is no UploadStart.") from None
-        del self._early[:size]
+        del self.early[:size]
         return start, size
 
     async def _fill(self, who: Identity, start: wire.UploadStart, rest: int) -> Receipt:
         head, tail, intake = start.head, start.tail, self.core.intake
         assignment_id = parse_id(head.assignment_id, "assignment_id")
-        if head.offset + rest != head.size or len(self._early) > rest:
+        if head.offset + rest != head.size or len(self.early) > rest:
             raise StudioError(
                 "bad_length",
                 f"{rest} bytes follow, not {head.size - head.offset} from the offset to the size.",
@@ -332,6 +279,7 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(upload, Receipt):
             self.core.hub.done(who.client_id, assignment_id)
             return upload
+        self.uploads = True
         try:
             await self._receive(upload, rest)
             self._unread = False
@@ -342,63 +290,43 @@ class Connection(asyncio.BufferedProtocol):
         return answer
 
     async def _receive(self, upload: Incoming, rest: int) -> None:
-        """The update's bytes, in two buffers by turns. A buffer is free again once the next one was handed over, for
-        that waits until the one before is written."""
-        intake, traffic = self.core.intake, self.core.traffic
-        if self._early:
-            traffic.received_bytes += len(self._early)
-            rest -= len(self._early)
-            await intake.hand_over(upload, bytes(self._early))
-        if not rest:
-            return
-        self.receiving = True
-        buffers = [memoryview(bytearray(min(self.lane.buffer_bytes, rest))) for _ in range(BUFFERS)]
-        self._free.extend(buffers)
-        self._wanted = rest
-        self._make_room()
-        written: memoryview | None = None
+        """The update's bytes. A buffer is free again once the next one was handed over, for that waits until the one
+        before is written."""
         try:
+            if self.early:
+                rest -= len(self.early)
+                await self._hand_over(upload, bytes(self.early))
+                self.early.clear()
+            self.make_room(rest, self.lane.buffer_bytes)
+            before: memoryview | None = None
             while rest:
-                async with asyncio.timeout(IDLE_S):
-                    came = await self._buffer()
+                came = await self.buffer()
                 rest -= len(came)
-                traffic.received_bytes += len(came)
-                await intake.hand_over(upload, came)
-                if written is not None:
-                    self._free.append(written)
-                    self._make_room()
-                written = next(buffer for buffer in buffers if buffer.obj is came.obj)
+                await self._hand_over(upload, came)
+                if before is not None:
+                    self.free(before)
+                before = came
         except BaseException:
-            with contextlib.suppress(StudioError, Superseded):
-                await intake.settle(upload)  # what came is there for the next call to go on behind
+            with contextlib.suppress(StudioError, Superseded):  # the next call goes on behind what came
+                if left := self.part():
+                    await self._hand_over(upload, left)
+                await self.core.intake.settle(upload)
             raise
-        finally:
-            self.receiving = False
+
+    async def _hand_over(self, upload: Incoming, data: Piece) -> None:
+        self.core.traffic.received_bytes += len(data)
+        await self.core.intake.hand_over(upload, data)
 
     # --- answers ----------------------------------------------------------------------------------------------
-    def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
-        response = h11.Response(status_code=status, headers=[*headers, ("connection", "close")])
-        self._transport.write(self._http.send(response))
-
-    def _respond(self, body: bytes, status: int = 200, kind: str = "application/x-protobuf") -> None:
-        self._head(status, [("content-type", kind), ("content-length", str(len(body)))])
-        self._transport.write(body)
+    def _head(self, status: int, kind: str, length: int) -> None:
+        headers = [("content-type", kind), ("content-length", str(length)), ("connection", "close")]
+        self.transport.write(self._http.send(h11.Response(status_code=status, headers=headers)))
 
     def _refuse(self, error: StudioError) -> None:
-        if self._transport.is_closing() or self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self._transport.abort()
+        if self.transport.is_closing() or self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
             return
         self._unread = True  # perhaps
-        self._respond(json.dumps(error.as_problem()).encode(), error.status, "application/problem+json")
-
-    async def _drain(self) -> None:
-        """Closing with bytes unread would reset the connection, and the answer with it."""
-        self._room = None
-        self._free.clear()
-        dropped = 0
-        with contextlib.suppress(TimeoutError, StudioError):
-            async with asyncio.timeout(DRAINED_S):
-                while dropped < DRAINED_BYTES:
-                    dropped += len(self._early)
-                    self._early.clear()
-                    await self._more()
+        body = json.dumps(error.as_problem()).encode()
+        self._head(error.status, "application/problem+json", len(body))
+        self.transport.write(body)

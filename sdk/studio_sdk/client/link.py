@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -118,7 +119,10 @@ class Link:
         target = self.address.target.rpartition(":")[0] + named if named.startswith(":") else named
         if not _HOST_AND_PORT.fullmatch(target):
             return None
-        return Lane(target, self._token, self.address.tls, self._ca_pem)
+        try:
+            return Lane(target, self._token, self.address.tls, self._ca_pem)
+        except ssl.SSLError:  # an authority that gRPC can read, and Python cannot
+            return None
 
     def _outgoing(self) -> Iterator[pb.ClientMessage]:
         telemetry = Telemetry()

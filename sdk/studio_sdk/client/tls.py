@@ -8,12 +8,18 @@ import ssl
 PROBE_TIMEOUT_S = 5.0
 
 
+def trusting(ca_pem: str | None) -> ssl.SSLContext:
+    """Trusts that authority only, or those of this system. Raises ssl.SSLError."""
+    # what stands around the certificates may be in any script; the ssl module wants ASCII
+    return ssl.create_default_context(cadata=ca_pem.encode("ascii", "ignore").decode() if ca_pem else None)
+
+
 def refusal(address: str, ca_pem: str | None) -> str | None:
     """The reason the combiner's certificate is not to be trusted; None when it is, or when nothing answers."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
-        context = ssl.create_default_context(cadata=ca_pem) if ca_pem else ssl.create_default_context()
+        context = trusting(ca_pem)
     except ssl.SSLError as error:
         return f"the certificate authority in the client config cannot be used ({error.reason or error})"
     context.set_alpn_protocols(["h2"])

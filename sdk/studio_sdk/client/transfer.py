@@ -17,7 +17,7 @@ from ..errors import TaskCancelled, TaskFailed
 from ..plain_json import dumps
 from ..project.entry_point import CancelSwitch
 from .backoff import Backoff
-from .lane import Lane, LaneClosed
+from .lane import LaneClosed
 from .link import Link
 from .links import Links
 from .store import Store, Update
@@ -92,10 +92,13 @@ class Transfers:
         request = pb.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id, offset=offset)
         if link.lane is not None and task.model_size - offset > SMALL_BYTES:
             try:
-                self._fetch_over(link.lane, request, part, digest.update, cancel)
+                with part.open("ab", buffering=0) as file:
+                    for data in link.lane.download(request, cancel.call):
+                        _write_all(file, data)
+                        digest.update(data)
                 return digest.hexdigest()
             except LaneClosed as closed:  # before the first byte
-                self._without_lane(link, closed)
+                self._without_lane(link, closed, cancel)
         call = link.download(request, metadata=link.metadata)
         cancel.call(call.cancel)
         with part.open("ab", buffering=0) as file:
@@ -109,22 +112,6 @@ class Transfers:
                     digest.update(piece.data)
                     offset += len(piece.data)
         return digest.hexdigest()
-
-    @staticmethod
-    def _fetch_over(
-        lane: Lane,
-        request: pb.DownloadRequest,
-        part: Path,
-        also: Callable[[memoryview], None],
-        cancel: CancelSwitch,
-    ) -> None:
-        with part.open("ab", buffering=0) as file:
-
-            def take(data: memoryview) -> None:
-                _write_all(file, data)
-                also(data)
-
-            lane.download(request, take, cancel.call)
 
     # ---- up
 
@@ -197,7 +184,7 @@ class Transfers:
                     raise TaskCancelled
                 return receipt
             except LaneClosed as closed:
-                self._without_lane(link, closed)
+                self._without_lane(link, closed, cancel)
         call = link.upload.future(_chunks(update, path, offset), metadata=link.metadata)
         cancel.call(call.cancel)
         try:
@@ -207,7 +194,9 @@ class Transfers:
 
     # ---- both
 
-    def _without_lane(self, link: Link, closed: LaneClosed) -> None:
+    def _without_lane(self, link: Link, closed: LaneClosed, cancel: CancelSwitch) -> None:
+        if cancel.is_set():
+            raise TaskCancelled
         link.lane = None
         self._say(f"this combiner's port for large models does not answer ({closed}): they go the slower way")
 

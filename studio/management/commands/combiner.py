@@ -202,6 +202,7 @@ async def serve(options: dict[str, Any]) -> None:
             lane_tls=listeners.tls,
         )
     )
+    await lane.serve()
     await server.start()
     line = {
         "combiner": plain or tls,
