@@ -268,19 +268,16 @@ def test_an_upload_that_is_slow_goes_on(
     """It is not a buffer that must come in time, but something."""
     a, _b = OnLane(rig, combiner), OnLane(rig, combiner)
     task = a.stream.next_task()
-    monkeypatch.setattr(receiving, "IDLE_S", 0.5)
+    monkeypatch.setattr(receiving, "IDLE_S", 1.5)
     request = started(task, numbers(a, 1.0))
-    began = time.monotonic()
     with uploading(a, request) as slow:
-        slow.sendall(request[:1000])
-        at = 1000
-        while time.monotonic() - began < 2.0:
-            came = next(iter(combiner.lane.connections))._came
+        (connection,) = wait_until(lambda: list(combiner.lane.connections), what="it is taken")
+        began, at = time.monotonic(), 0
+        while time.monotonic() - began < 2 * receiving.IDLE_S + 0.5:
+            came = connection._came
             slow.sendall(request[at : at + 1000])
             at += 1000
-            wait_until(
-                lambda came=came: next(iter(combiner.lane.connections))._came > came, what="it was read"
-            )
+            wait_until(lambda came=came: connection._came > came, what="it was read")
         slow.sendall(request[at:])
         assert slow.recv(100).startswith(b"HTTP/1.1 200")
 
