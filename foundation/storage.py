@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +15,7 @@ from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage, storages
 
 CHUNK_BYTES = 1 << 20
+COOLED_FROM_BYTES = 16 << 20
 
 
 def artifacts() -> Storage:
@@ -92,6 +93,17 @@ def _open_remote(store: Storage, key: str, offset: int) -> IO[bytes]:
             raise FileNotFoundError(key) from None
         raise
     return body
+
+
+def cool(key: str) -> None:
+    """This artifact is unlikely to be read soon: if it is a large file here, the system may use its memory for others.
+    Whoever reads it all the same reads the disk."""
+    store = artifacts()
+    if not isinstance(store, FileSystemStorage) or not hasattr(os, "posix_fadvise"):  # such as on a Mac
+        return
+    with suppress(OSError), open(store.path(key), "rb") as file:
+        if os.fstat(file.fileno()).st_size >= COOLED_FROM_BYTES:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def delete(key: str) -> None:

@@ -56,6 +56,19 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
+def test_an_artifact_that_memory_is_not_to_hold_is_there_all_the_same(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "COOLED_FROM_BYTES", 1)
+    body = os.urandom(3_000_000)
+    (tmp_path / "source").write_bytes(body)
+    storage.put(KEY, tmp_path / "source")
+    storage.cool(KEY)
+    storage.cool("models/p/none.safetensors")  # deleted meanwhile: nothing to do
+    with storage.open_artifact(KEY) as file:
+        assert file.read() == body
+
+
 def test_an_artifact_comes_back_byte_for_byte(store: str, source: Path) -> None:
     storage.put(KEY, source)
     with storage.local(KEY) as path:

@@ -32,6 +32,9 @@ log = structlog.get_logger(__name__)
 
 NET_S = 2.0
 SWEEP_EVERY_S = 30.0
+SWEEP_AFTER_BYTES = (
+    64 << 20
+)  # of updates: sooner, so that the next come to memory that the system holds ready
 SPARED_S = 20.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # between tries to store
 EARLY_TRIES = 8  # while the round trains: about half a minute
@@ -75,8 +78,11 @@ class Accumulators:
         if done is not None and not done.lock.locked():
             self._spare, self._spared_at = done.total, time.monotonic()
 
-    def sweep(self, living: set[uuid.UUID]) -> None:
-        for share_id in set(self._of) - living:
+    def shares(self) -> set[uuid.UUID]:
+        return set(self._of)
+
+    def sweep(self, ended: set[uuid.UUID]) -> None:
+        for share_id in ended & self.shares():
             if not self._of[share_id].lock.locked():
                 self.drop(share_id)
         if time.monotonic() - self._spared_at > SPARED_S:
@@ -94,10 +100,13 @@ class Shares:
         )  # to close since the rows were last asked for, or before and not ended
         self.collector = Collector(spool, combiner_id, epoch)
         self.look = asyncio.Event()
+        self._unswept_bytes = 0
+        self._much_to_sweep = asyncio.Event()
 
     # --- while training ---------------------------------------------------------------------------------------
     def accepted(self, grant: WorkGrant, update: SpooledUpdate, verdict: Verdict) -> None:
         """An update was accepted: fold it, or copy it to storage, behind the client's back."""
+        self._unswept_bytes += update.size_bytes
         if verdict.share_id is not None and verdict.round_id is not None:
             if counting.collects(grant.config):
                 copy = Copy(update.assignment_id, verdict.round_id, update.spool_name)
@@ -222,6 +231,8 @@ class Shares:
             else f"partials/{work.round_id}/{attempt}.safetensors"
         )
         draft = self.spool.folder / f"{attempt}.partial"
+        if work.is_model:  # the round's own model takes the place of the one that it answers, in memory too
+            await in_files(storage.cool, work.input_key)
         try:
             sha256 = await in_files(lambda: accumulator.total.write_mean(draft, partial=not work.is_model))
             stored = await self._until_stored(
@@ -266,6 +277,8 @@ class Shares:
         )
         if not finished:
             log.warning("share.given_up", share=str(work.share_id))
+        elif self._unswept_bytes >= SWEEP_AFTER_BYTES:
+            self._much_to_sweep.set()
         return finished
 
     async def _until_stored(self, work: ShareWork, put: Callable[[], Awaitable[None]], what: str) -> bool:
@@ -291,16 +304,18 @@ class Shares:
 
     # --- housekeeping -----------------------------------------------------------------------------------------
     async def sweep_forever(self) -> None:
-        """Spool files go when their round has ended."""
+        """Spool files go when their round has ended: now and then, and soon after a round that brought much. What is
+        written anew each round into memory that was never used costs several times what it costs in memory that has
+        just become free."""
         while True:
-            decided = await in_files(
-                self.spool.decided
-            )  # looked at before the rows: what comes later is spared
+            self._unswept_bytes = 0
+            # looked at before the rows: what comes later is spared
+            decided, sums = await in_files(self.spool.decided), self._sums.shares()
             needed = await in_rows(assignments.spool_names_in_use, self.combiner_id)
             await in_files(self.spool.sweep, decided - needed)
-            open_shares = {
-                w.share_id
-                for w in await in_rows(assignments.unfinished_shares, self.combiner_id, closing_only=False)
-            }
-            self._sums.sweep(open_shares | self._closing)
-            await asyncio.sleep(SWEEP_EVERY_S)
+            works = await in_rows(assignments.unfinished_shares, self.combiner_id, closing_only=False)
+            self._sums.sweep(sums - {work.share_id for work in works} - self._closing)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_EVERY_S):
+                    await self._much_to_sweep.wait()
+            self._much_to_sweep.clear()

@@ -14,17 +14,19 @@ import grpc
 import numpy as np
 import pytest
 
+from federation.combiner import shares
 from federation.combiner.spool import Spool
 from federation.combiner.staging import PER_CLIENT, Staged
 from federation.dialects.fedn import fedn_pb2 as fedn
-from federation.sessions import sweeping
+from federation.sessions import assignments, sweeping
+from federation.sessions.models import Round
 from federation.sessions.services import stop_session
 from foundation import storage
 from tests.fedn_wire import FednWire, enrolment, npz, registered
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere
 from tests.rounds.test_compression_intake import compress
-from tests.wire_client import WireClient
+from tests.wire_client import ACCEPTED, WireClient
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("worker_here")]
 
@@ -98,6 +100,57 @@ def test_an_update_that_is_kept_while_the_sweeper_looks_around_is_spared(
 
     monkeypatch.setattr(Path, "glob", while_it_lists)
     assert spool.decided() == {decided} and spool.update(kept[0]).exists()
+
+
+def test_the_updates_of_a_round_that_brought_much_go_as_soon_as_it_has_ended(
+    rig: Rig, combiner: CombinerHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the next sweep in half a minute: their place, on the disk and in memory, is the next round's."""
+    monkeypatch.setattr(shares, "SWEEP_AFTER_BYTES", 1000)
+    wire = rig.connect(combiner, rig.client("a")[1])
+    session = rig.session(min_clients=1, rounds=3, seed=rig.model({"w": np.zeros(300, np.float32)}))
+    for _ in range(2):
+        assert wire.upload(wire.next_task(), {"w": np.ones(300, np.float32)}).status == ACCEPTED
+    wire.next_task()  # the third round trains
+    spool = combiner.core.spool.folder
+    rig.wait_until(lambda: not list(spool.glob("*.update")), timeout=10, what="the updates to go")
+    assert Round.objects.filter(session=session, status="finished").count() == 2
+
+
+def test_a_sum_that_begins_while_the_sweeper_reads_the_rows_goes_on(
+    rig: Rig, combiner: CombinerHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head start that is thrown away is made again when the round closes, where everybody waits for it."""
+    sums, read = combiner.core.shares._sums, assignments.unfinished_shares
+    reading, go_on = threading.Event(), threading.Event()
+    passes: list[None] = []
+
+    def slowly(*args: Any, closing_only: bool) -> Any:
+        found = read(*args, closing_only=closing_only)
+        if not closing_only:
+            passes.append(None)
+            reading.set()
+            assert go_on.wait(20)
+        return found
+
+    monkeypatch.setattr(assignments, "unfinished_shares", slowly)
+    monkeypatch.setattr(shares, "SWEEP_AFTER_BYTES", 1)
+    wires = [rig.connect(combiner, rig.client(name)[1]) for name in "ab"]
+    session = rig.session(min_clients=2, rounds=2, seed=rig.model({"w": np.zeros(8, np.float32)}))
+    one = {"w": np.ones(8, np.float32)}
+    for wire in wires:
+        assert wire.upload(wire.next_task(), one).status == ACCEPTED
+    assert reading.wait(20)
+    assert wires[0].upload(wires[0].next_task(), one).status == ACCEPTED
+    rig.wait_until(lambda: any(s.folded for s in sums._of.values()), what="the second round's first update")
+    (begun,) = [one for one in sums._of.values() if one.folded]
+    looked = len(passes)
+    combiner.loop.call_soon_threadsafe(combiner.core.shares._much_to_sweep.set)
+    go_on.set()
+    rig.wait_until(lambda: len(passes) > looked, what="another look of the sweeper")
+    assert begun in sums._of.values()
+    assert wires[1].upload(wires[1].next_task(), one).status == ACCEPTED
+    rig.until_session(session, "finished")
 
 
 @pytest.mark.parametrize("names", ["same", "other"])

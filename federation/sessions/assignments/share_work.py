@@ -32,6 +32,7 @@ class ShareWork:
     closing: bool
     is_model: bool  # the partial is the model as it is: the only share, and plain averaging
     collects: bool  # the updates go to storage as they came; there is no partial
+    input_key: str  # where storage has the model that they answer
     layout: list[Any]
     accepted: tuple[AcceptedUpdate, ...]
 
@@ -56,6 +57,7 @@ class Closing:
             closing=True,
             is_model=counting.adopts_partial(grant.config) and self.alone,
             collects=counting.collects(grant.config),
+            input_key=grant.model_key,
             layout=grant.layout,
             accepted=self.accepted,
         )

@@ -76,6 +76,7 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
             "project_id",
             "status",
             "round__session__config",
+            "round__input_model__key",
             "round__input_model__layout",
             ~Exists(others.exclude(status=ShareStatus.ABANDONED)),
         )
@@ -84,7 +85,7 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
         return []
     accepted = accepted_updates([share[0] for share in shares])
     work = []
-    for pk, round_id, session_id, project_id, status, said, layout, alone in shares:
+    for pk, round_id, session_id, project_id, status, said, input_key, layout, alone in shares:
         config = SessionConfig.from_json(said)
         work.append(
             ShareWork(
@@ -95,6 +96,7 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
                 closing=status == ShareStatus.CLOSING,
                 is_model=counting.adopts_partial(config) and alone,
                 collects=counting.collects(config),
+                input_key=input_key,
                 layout=layout,
                 accepted=tuple(accepted[pk]),
             )
