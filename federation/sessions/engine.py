@@ -26,7 +26,7 @@ from federation.sessions.choices import (
     SessionStatus,
 )
 from federation.sessions.config import SessionConfig
-from federation.sessions.locks import lock_open_rounds, lock_session
+from federation.sessions.locks import check_keys, lock_open_rounds, lock_session
 from federation.sessions.models import Assignment, Round, Session
 from federation.sessions.selection import choose_for_round, eligible
 from foundation import hints
@@ -66,7 +66,9 @@ def go_on(session: Session) -> None:
     taken = Step.MORE
     try:
         with transaction.atomic():
-            taken = step(session)
+            stepped = step(session)
+            check_keys()
+        taken = stepped
     except Exception:  # the model is not lost for it
         if transaction.get_rollback():  # unless the database itself has gone: then nothing was committed
             raise
@@ -91,7 +93,8 @@ def step(session: Session) -> Step:
         rounds.expire(validations(session), now, "no validation came in time")
     open_ = lock_open_rounds(session)
     if not open_ and session.rounds_done >= session.rounds_wanted:
-        return finish(session, now, f"All {session.rounds_done} rounds are done.")
+        done = session.rounds_done
+        return finish(session, now, f"All {done} rounds are done." if done != 1 else "The round is done.")
     if not open_ and (reason := privacy.budget_spent(session, config)):
         return finish(session, now, reason)
     if session.failed_in_row >= config.max_failed_rounds:

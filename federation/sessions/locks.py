@@ -23,6 +23,13 @@ def bound_lock_wait() -> None:
             cursor.execute(f"set local lock_timeout = '{LOCK_WAIT}'")
 
 
+def check_keys() -> None:
+    """Raise IntegrityError now, not when the transaction ends, if rows that it refers to have been deleted meanwhile;
+    from here on they stay until it ends. On SQLite nobody else can delete any."""
+    if connection.vendor == "postgresql":
+        connection.check_constraints()
+
+
 def lock_session(session_id: uuid.UUID, *, patient: bool = True) -> Session | None:
     """None: there is none, or, where not `patient`, somebody else holds it."""
     bound_lock_wait()

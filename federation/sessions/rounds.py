@@ -31,6 +31,7 @@ from federation.sessions.privacy import settle
 from federation.sessions.selection import Chosen, PoolClient
 from foundation import hints
 from foundation.clock import db_now
+from foundation.ids import uuid7_at
 from foundation.moves import move
 
 
@@ -84,6 +85,7 @@ def open_round(session: Session, chosen: Chosen, config: SessionConfig, now: dt.
     clients, number, attempt = chosen.clients, chosen.number, chosen.attempt
     deadline = now + dt.timedelta(seconds=config.round_timeout_s)
     round_ = Round.objects.create(
+        id=uuid7_at(now),  # lists go by it, and hosts differ in their clocks
         project_id=session.project_id,
         session=session,
         number=number,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from federation.sessions import assignments, engine
 from federation.sessions.assignments import shares as share_rows
 from federation.sessions.choices import AssignmentStatus
 from federation.sessions.models import CombinerShare, Session
+from federation.sessions.selectors import rounds_of
 from federation.sessions.services import stop_session
 from federation.sessions.sweeping import sweep
 from foundation import hints, ids, storage
@@ -72,7 +75,7 @@ def test_the_last_model_ends_the_session_at_once(rows: Rows) -> None:
     session, lease = trained(rows, rounds=1)
     rows.finish_share(lease)
     session.refresh_from_db()
-    assert (session.status, session.reason) == ("finished", "All 1 rounds are done.")
+    assert (session.status, session.reason) == ("finished", "The round is done.")
 
 
 def test_a_stop_that_was_asked_for_meanwhile_is_the_step_that_follows(rows: Rows) -> None:
@@ -193,11 +196,51 @@ def test_a_combiner_whose_answer_was_lost_never_deletes_the_model_though_a_newer
     assert_same(rig.arrays_of(session.current_model), update(3))
 
 
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_client_that_is_deleted_while_it_is_chosen_costs_the_model_nothing(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database looks at keys when the transaction ends: then the model would go with the next round."""
+    asked: list[str] = []
+    session, lease = trained(rows)
+    choose = engine.choose_for_round
+
+    def too_late(*args: Any, **options: Any) -> Any:
+        chosen = choose(*args, **options)
+        deleting = threading.Thread(target=deleted, args=[chosen.clients[0].pk])
+        deleting.start()
+        deleting.join(10)
+        return chosen
+
+    def deleted(pk: uuid.UUID) -> None:
+        try:
+            Client.objects.filter(pk=pk).delete()
+        finally:
+            connection.close()
+
+    monkeypatch.setattr(engine, "choose_for_round", too_late)
+    monkeypatch.setattr(hints, "wake_session", asked.append)
+    assert rows.finish_share(lease) == [True]
+    session.refresh_from_db()
+    assert session.rounds_done == 1 and session.rounds.count() == 1 and not Client.objects.exists()
+    assert asked == [str(session.pk)]
+
+
+def test_rounds_are_listed_in_their_order_whatever_the_clocks_of_the_hosts_that_open_them(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, lease = trained(rows)
+    here = time.time_ns
+    monkeypatch.setattr(ids.time, "time_ns", lambda: here() - 3600 * 10**9)
+    rows.finish_share(lease)
+    assert [round_.number for round_ in rounds_of(session)] == [2, 1]
+
+
 @pytest.mark.parametrize("ahead_s", [-3600, 3600])
 def test_a_round_of_a_combiner_whose_clock_is_wrong_is_tried_again_as_any_other(
     rows: Rows, monkeypatch: pytest.MonkeyPatch, ahead_s: int
 ) -> None:
-    """Ids sort by the clock of the host that made them."""
     session, lease = trained(rows, max_failed_rounds=5)
     client = Client.objects.get()
     here = time.time_ns

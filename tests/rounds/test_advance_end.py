@@ -80,7 +80,7 @@ def test_a_target_is_not_met_by_the_first_client_alone(rows: Rows) -> None:
     assert again(session).status == "running"
     validated(rows, session, b, accuracy=0.51)
     again(session)
-    assert session.status == "finished" and session.reason == "All 1 rounds are done."
+    assert session.status == "finished" and session.reason == "The round is done."
     assert Metric.objects.get(source="validation_mean", name="accuracy").value == pytest.approx(0.75)
 
 

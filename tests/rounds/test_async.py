@@ -307,7 +307,7 @@ def test_the_last_round_takes_nothing_after_it_closed_and_the_session_ends(rows:
     send(rows, lease, session, b)
     assert open_rounds(session) == [(1, "closing")] and training(session) == []
     become_model(rows, lease, session)
-    assert (session.status, session.reason) == ("finished", "All 1 rounds are done.")
+    assert (session.status, session.reason) == ("finished", "The round is done.")
 
 
 def test_a_new_model_is_validated_by_the_clients_of_its_round(rows: Rows) -> None:

@@ -178,7 +178,7 @@ def test_a_poisson_draw_of_nobody_is_a_round_of_noise(rows: Rows) -> None:
     again(session)
     rows.reduce(session)
     session = again(session)
-    assert session.status == "finished" and session.reason == "All 1 rounds are done."
+    assert session.status == "finished" and session.reason == "The round is done."
     noise = rows.arrays_of(session.current_model)["w"]
     assert (noise != 0).all() and spent(session) == [epsilon_of_one(1.0, 1e-9, DELTA)]
 

@@ -17,7 +17,7 @@ from clients_app.models import Client
 from federation.dialects.native import studio_v1_pb2 as words
 from federation.sessions import engine
 from federation.sessions.config import parse_spec
-from federation.sessions.config.expression import (
+from federation.sessions.config.conditions import (
     Both,
     Comparison,
     Either,
@@ -27,8 +27,8 @@ from federation.sessions.config.expression import (
     OneOf,
     Tag,
     Value,
-    parse_where,
 )
+from federation.sessions.config.expression import parse_where
 from foundation.errors import StudioError
 from tests.rig import ROOT, Rig
 from tests.rounds.here import CombinerHere

@@ -54,7 +54,9 @@ def asked_for(config: SessionConfig) -> list[tuple[str, list[str]]]:
             continue
         everything = group != "selection"  # it is always on: only what differs says something
         shown = [
-            f"{one.title}: {_said(one, values[one.name])}"
+            _said(one, values[one.name])
+            if one.choices  # they are whole phrases, and the group says of what
+            else f"{one.title}: {_said(one, values[one.name])}"
             for one in settings_in(group)
             if (everything and values[one.name] is not None) or values[one.name] != one.default
         ]
