@@ -272,13 +272,13 @@ def test_an_upload_that_is_slow_goes_on(
     request = started(task, numbers(a, 1.0))
     with uploading(a, request) as slow:
         (connection,) = wait_until(lambda: list(combiner.lane.connections), what="it is taken")
-        began, at = time.monotonic(), 0
-        while time.monotonic() - began < 2 * receiving.IDLE_S + 0.5:
-            came = connection._came
-            slow.sendall(request[at : at + 1000])
-            at += 1000
+        began, pieces = time.monotonic(), 12
+        for piece in range(pieces):
+            came, next_at = connection._came, began + (piece + 1) * 2.5 * receiving.IDLE_S / pieces
+            slow.sendall(request[piece * 1000 : (piece + 1) * 1000])
             wait_until(lambda came=came: connection._came > came, what="it was read")
-        slow.sendall(request[at:])
+            wait_until(lambda next_at=next_at: time.monotonic() >= next_at, what="a while to pass")
+        slow.sendall(request[pieces * 1000 :])
         assert slow.recv(100).startswith(b"HTTP/1.1 200")
 
 
