@@ -8,14 +8,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage, storages
 
 CHUNK_BYTES = 1 << 20
 COOLED_FROM_BYTES = 16 << 20
+SIGNED_S = 3600  # long enough to begin; a transfer that has begun goes on
 
 
 def artifacts() -> Storage:
@@ -104,6 +107,32 @@ def cool(key: str) -> None:
     with suppress(OSError), open(store.path(key), "rb") as file:
         if os.fstat(file.fileno()).st_size >= COOLED_FROM_BYTES:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def signed_url(key: str) -> str | None:
+    """Where whoever has it may fetch the artifact from the bucket itself, for an hour. None: it is a file here, or
+    clients cannot reach the bucket (`STUDIO_DIRECT_DOWNLOADS`)."""
+    store = artifacts()
+    if not settings.DIRECT_DOWNLOADS or isinstance(store, FileSystemStorage):
+        return None
+    made: Any = store
+    signing = _signing(settings.DIRECT_DOWNLOADS, made.access_key, made.secret_key, made.region_name)
+    url: str = signing.generate_presigned_url(
+        "get_object", Params={"Bucket": made.bucket_name, "Key": key}, ExpiresIn=SIGNED_S
+    )
+    return url
+
+
+@cache
+def _signing(endpoint: str, access_key: str | None, secret_key: str | None, region: str | None) -> Any:
+    """Signs for the address by which clients know the bucket; nothing is sent."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id=access_key, aws_secret_access_key=secret_key,
+        region_name=region, config=Config(s3={"addressing_style": "path"}, signature_version="s3v4"),
+    )  # fmt: skip
 
 
 def delete(key: str) -> None:

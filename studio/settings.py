@@ -256,6 +256,10 @@ STORAGES = {
     "artifacts": _storage(STORAGE_URL),
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
+# where clients reach the bucket of STORAGE_URL, to fetch models from it by signed URL; empty: from combiners
+DIRECT_DOWNLOADS = env("STUDIO_DIRECT_DOWNLOADS", default="")
+if DIRECT_DOWNLOADS and urlsplit(DIRECT_DOWNLOADS).scheme not in ("http", "https"):
+    raise environ.ImproperlyConfigured("STUDIO_DIRECT_DOWNLOADS must be like https://s3.example.org.")
 FILE_UPLOAD_TEMP_DIR = str(DATA_DIR / "uploads") if (DATA_DIR / "uploads").is_dir() else None
 MAX_PACKAGE_BYTES = env.int("STUDIO_MAX_PACKAGE_BYTES", default=200 * 2**20)
 MAX_MODEL_BYTES = env.int("STUDIO_MAX_MODEL_BYTES", default=4 * 2**30)

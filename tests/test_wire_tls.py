@@ -120,7 +120,7 @@ def test_the_lane_speaks_tls_with_the_same_certificate_and_plain_streams_are_not
 
     def ask(root: bytes) -> None:
         lane = Lane(f"127.0.0.1{named}", token, True, root.decode())
-        list(lane.download(nothing, lambda _cut: None))
+        list(lane.download(nothing, 0, lambda _cut: None))
 
     with pytest.raises(LaneError) as heard:
         ask(ours.pem)
@@ -151,7 +151,7 @@ def test_an_update_goes_up_the_lane_over_tls(rig: Rig) -> None:
         authority.pem.decode(),
     )
     asked = wire.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id, offset=1_000_000)
-    model = b"".join(bytes(view) for view in lane.download(asked, lambda _cut: None))
+    model = b"".join(bytes(view) for view in lane.download(asked, task.model_size, lambda _cut: None))
     assert model == client.download(task)[1_000_000:]
     body = client.encode({"w": np.random.default_rng(5).standard_normal(900_000).astype(np.float32)})
     file = rig.folder / "update"

@@ -230,12 +230,17 @@ class CombinerCore:
     ) -> tuple[int, WorkGrant]:
         """An open file of the model that one of the client's own assignments names, in that form; the caller closes
         it. Raises StudioError 404, 503."""
+        grant = await self.named_model(who, assignment_id, model_id)
+        return await self.downloads.open(grant, form), grant
+
+    async def named_model(self, who: Identity, assignment_id: uuid.UUID, model_id: uuid.UUID) -> WorkGrant:
+        """Raises StudioError 404 unless that assignment is the client's own and names that model."""
         grant = self.hub.grant(who.client_id, assignment_id) or await in_rows(
             assignments.work_grant, who.client_id, assignment_id
         )
         if grant is None or grant.model_id != model_id:
             raise StudioError("not_found", "No assignment of this client names that model.", 404)
-        return await self.downloads.open(grant, form), grant
+        return grant
 
     async def grant_model(
         self, who: Identity, model_id: uuid.UUID, form: Form | None = None

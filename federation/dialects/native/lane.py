@@ -14,6 +14,7 @@ import json
 import os
 import re
 import ssl
+from collections.abc import Sequence
 from io import FileIO
 from typing import Any
 
@@ -31,6 +32,7 @@ from federation.combiner.upload import Upload as Incoming
 from federation.dialects.native import studio_v1_pb2 as wire
 from federation.dialects.native.receiving import BUFFERS, Receiving, within
 from federation.dialects.native.servicer import parse_id, receipt
+from foundation import storage
 from foundation.errors import StudioError
 
 log = structlog.get_logger(__name__)
@@ -47,6 +49,7 @@ MOST_START_BYTES = MAX_METADATA_BYTES + (16 << 10)
 REFUSED_S = 5.0  # what comes behind a refusal is read for so long, so that the client gets to read it
 CLOSED_S = 30.0  # for the last bytes to go out
 
+ELSEWHERE = b"studio-elsewhere"  # the client can follow to a bucket
 MODEL, RECEIPT = "application/vnd.studio.model", "application/vnd.studio.receipt"
 
 _MODEL = re.compile(r"/studio\.v1/model/([0-9a-fA-F-]{32,36})/([0-9a-fA-F-]{32,36})")
@@ -210,9 +213,12 @@ class Connection(Receiving):
         asked = _RANGE.fullmatch(headers.get(b"range", b"bytes=0-").decode("latin-1"))
         if asked is None:
             raise StudioError("bad_range", "A range is bytes=N-.", 416)
-        file, _grant = await self.core.grant_download(
-            who, parse_id(assignment, "assignment_id"), parse_id(model, "model_id")
-        )
+        named = who, parse_id(assignment, "assignment_id"), parse_id(model, "model_id")
+        if ELSEWHERE in headers:
+            grant = await self.core.named_model(*named)
+            if (url := await in_files(storage.signed_url, grant.model_key)) is not None:
+                return self._head(307, MODEL, 0, [("location", url)])
+        file, _grant = await self.core.grant_download(*named)
         with open(file, "rb", buffering=0) as source:
             size, at = os.fstat(source.fileno()).st_size, int(asked[1])
             if at > size:
@@ -318,8 +324,8 @@ class Connection(Receiving):
         await self.core.intake.hand_over(upload, data)
 
     # --- answers ----------------------------------------------------------------------------------------------
-    def _head(self, status: int, kind: str, length: int) -> None:
-        headers = [("content-type", kind), ("content-length", str(length)), ("connection", "close")]
+    def _head(self, status: int, kind: str, length: int, more: Sequence[tuple[str, str]] = ()) -> None:
+        headers = [("content-type", kind), ("content-length", str(length)), ("connection", "close"), *more]
         self.transport.write(self._http.send(h11.Response(status_code=status, headers=headers)))
 
     def _refuse(self, error: StudioError) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -17,13 +16,13 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from .. import studio_v1_pb2 as pb
+from . import elsewhere
+from .plain_http import Cancelling, LaneError, blocks, breaking, broken, connected
 from .tls import trusting
 
-CONNECT_TIMEOUT_S = 5.0
-IDLE_TIMEOUT_S = 120.0
 UNANSWERED = 2
+TEMPORARY_REDIRECT = 307
 MOST_ANSWER_BYTES = 1 << 20
-BLOCK_BYTES = 1 << 20
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -33,27 +32,10 @@ _CODES = {
     409: grpc.StatusCode.ABORTED,
     416: grpc.StatusCode.OUT_OF_RANGE,
 }
-Cancelling = Callable[[Callable[[], None]], None]
 
 
 class LaneClosed(Exception):
     """No combiner answers there, or none whose certificate is trusted."""
-
-
-class LaneError(grpc.RpcError):
-    """A transfer that was refused or broke off."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(details)
-        self._code, self._details = code, details
-
-    def code(self) -> grpc.StatusCode:
-        """As of a call of gRPC."""
-        return self._code
-
-    def details(self) -> str:
-        """As of a call of gRPC."""
-        return self._details
 
 
 class Lane:
@@ -64,28 +46,30 @@ class Lane:
         host, _, port = target.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self._headers = {"Authorization": f"Bearer {token}"}
-        self._tls = trusting(ca_pem) if tls else None
+        self._tls, self._ca_pem = trusting(ca_pem) if tls else None, ca_pem
+        self.elsewhere = True  # a model may come from where the combiner says
         self._unanswered = 0  # transfers in a row that broke before an answer began
 
-    def download(self, request: pb.DownloadRequest, cancelling: Cancelling) -> Iterator[memoryview]:
-        """The model's bytes from `request.offset` on, each view valid until the next. Raises LaneClosed, before the
-        first, and LaneError."""
+    def download(
+        self, request: pb.DownloadRequest, size: int, cancelling: Cancelling
+    ) -> Iterator[memoryview]:
+        """The bytes of a model of `size` from `request.offset` on, each view valid until the next. Raises LaneClosed
+        and ElsewhereClosed, before the first, and LaneError."""
         headers = self._headers | ({"Range": f"bytes={request.offset}-"} if request.offset else {})
-        connection = self._connect(cancelling)
-        with closing(connection):
+        if self.elsewhere:
+            headers |= {"Studio-Elsewhere": "1"}
+        with closing(self._connect(cancelling)) as connection:
             with self._answering():
                 path = f"/studio.v1/model/{request.assignment_id}/{request.model_id}"
                 connection.request("GET", path, headers=headers)
-                answer = self._answer(connection, "application/vnd.studio.model")
-            buffer = memoryview(bytearray(BLOCK_BYTES))
-            left = answer.length or 0
-            while left:
-                with _breaking():
-                    count = answer.readinto(buffer[: min(left, BLOCK_BYTES)])
-                if not count:
-                    raise _broken("it ended early")
-                left -= count
-                yield buffer[:count]
+                answer = self._answer(connection, "application/vnd.studio.model", elsewhere=self.elsewhere)
+            if answer.status != TEMPORARY_REDIRECT:
+                yield from blocks(answer)
+                return
+        yield from elsewhere.download(
+            answer.headers.get("Location", ""), request.offset, size - request.offset,
+            only_tls=self._tls is not None, ca_pem=self._ca_pem, cancelling=cancelling,
+        )  # fmt: skip
 
     def upload(self, start: pb.UploadStart, file: Path, cancelling: Cancelling) -> pb.Receipt:
         """Send the file from `start.head.offset` on. Raises LaneClosed, LaneError."""
@@ -108,14 +92,14 @@ class Lane:
             except DecodeError:
                 raise LaneClosed("what it answered is no receipt") from None
             if len(body) != announced or not receipt.status:
-                raise _broken("the receipt did not arrive whole")
+                raise broken("the receipt did not arrive whole")
             return receipt
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
         """Breaking here is not taken for the network's fault twice: a port that only accepts is nobody's."""
         try:
-            with _breaking():
+            with breaking():
                 yield
         except LaneError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
@@ -125,9 +109,12 @@ class Lane:
                 raise LaneClosed(error.details()) from None
             raise
 
-    def _answer(self, connection: http.client.HTTPConnection, kind: str) -> http.client.HTTPResponse:
+    def _answer(
+        self, connection: http.client.HTTPConnection, kind: str, *, elsewhere: bool = False
+    ) -> http.client.HTTPResponse:
         answer = connection.getresponse()
-        if answer.status in (200, 206) and answer.headers.get_content_type() == kind:
+        wanted = (200, 206, TEMPORARY_REDIRECT) if elsewhere else (200, 206)
+        if answer.status in wanted and answer.headers.get_content_type() == kind:
             self._unanswered = 0
             return answer
         try:
@@ -137,35 +124,7 @@ class Lane:
         raise LaneError(_CODES.get(answer.status, grpc.StatusCode.UNAVAILABLE), details)
 
     def _connect(self, cancelling: Cancelling) -> http.client.HTTPConnection:
-        if self._tls is None:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=CONNECT_TIMEOUT_S)
-        else:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=CONNECT_TIMEOUT_S, context=self._tls
-            )
         try:
-            connection.connect()
-        except (OSError, ValueError, OverflowError) as error:  # the last two: no host, or port, at all
-            connection.close()
+            return connected(self._host, self._port, self._tls, cancelling)
+        except (OSError, ValueError, OverflowError) as error:
             raise LaneClosed(str(error)) from None
-        sock = connection.sock
-        sock.settimeout(IDLE_TIMEOUT_S)
-
-        def cut() -> None:
-            with suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS's own would let plain text out meanwhile
-
-        cancelling(cut)
-        return connection
-
-
-@contextmanager
-def _breaking() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, http.client.HTTPException) as error:
-        raise _broken(str(error) or type(error).__name__) from None
-
-
-def _broken(how: str) -> LaneError:
-    return LaneError(grpc.StatusCode.UNAVAILABLE, f"the connection broke ({how})")

@@ -17,7 +17,8 @@ from ..errors import TaskCancelled, TaskFailed
 from ..plain_json import dumps
 from ..project.entry_point import CancelSwitch
 from .backoff import Backoff
-from .lane import LaneClosed
+from .elsewhere import ElsewhereClosed
+from .lane import Lane, LaneClosed
 from .link import Link
 from .links import Links
 from .store import Store, Update
@@ -75,6 +76,8 @@ class Transfers:
             part.unlink(missing_ok=True)
             wrong += 1
             self._say(f"the downloaded model has sha256 {digest}, not {task.model_sha256}: dropped")
+            if link.lane is not None:
+                link.lane.elsewhere = False
             if wrong == WRONG_SHA256_TRIES:
                 raise TaskFailed(f"The model arrived {wrong} times with another sha256 than announced.")
 
@@ -90,15 +93,17 @@ class Transfers:
             if task.model_size and offset >= task.model_size:
                 return digest.hexdigest()
         request = pb.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id, offset=offset)
-        if link.lane is not None and task.model_size - offset > SMALL_BYTES:
+        while link.lane is not None and task.model_size - offset > SMALL_BYTES:
             try:
                 with part.open("ab", buffering=0) as file:
-                    for data in link.lane.download(request, cancel.call):
+                    for data in link.lane.download(request, task.model_size, cancel.call):
                         _write_all(file, data)
                         digest.update(data)
                 return digest.hexdigest()
             except LaneClosed as closed:  # before the first byte
                 self._without_lane(link, closed, cancel)
+            except ElsewhereClosed as closed:  # so too
+                self._not_elsewhere(link.lane, str(closed), cancel)
         call = link.download(request, metadata=link.metadata)
         cancel.call(call.cancel)
         with part.open("ab", buffering=0) as file:
@@ -199,6 +204,12 @@ class Transfers:
             raise TaskCancelled
         link.lane = None
         self._say(f"this combiner's port for large models does not answer ({closed}): they go the slower way")
+
+    def _not_elsewhere(self, lane: Lane, why: str, cancel: CancelSwitch) -> None:
+        if cancel.is_set():
+            raise TaskCancelled
+        lane.elsewhere = False
+        self._say(f"the bucket that this combiner names gives no model ({why}): they come from the combiner")
 
     def _link(self, cancel: CancelSwitch) -> Link:
         link = self._links.wait(cancel)

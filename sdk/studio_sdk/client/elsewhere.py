@@ -1,0 +1,59 @@
+"""A model that is to be had elsewhere: the combiner's lane answers with a signed URL of the bucket that holds it.
+
+The token is not sent there, and what comes is believed by its sha256 only.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from collections.abc import Iterator
+from contextlib import closing
+from urllib.parse import urlsplit
+
+from .plain_http import Cancelling, blocks, connected
+
+
+class ElsewhereClosed(Exception):
+    """It cannot be had there; the combiner has it too."""
+
+
+def download(
+    url: str, offset: int, size: int, *, only_tls: bool, ca_pem: str | None, cancelling: Cancelling
+) -> Iterator[memoryview]:
+    """The `size` bytes of the object from `offset` on, each view valid until the next. Raises ElsewhereClosed, before
+    the first, and LaneError."""
+    try:
+        parts = urlsplit(url)
+        host, secure = parts.hostname or "", parts.scheme == "https"
+        port = parts.port or (443 if secure else 80)
+    except ValueError:
+        raise ElsewhereClosed("its address cannot be read") from None
+    if not host or parts.scheme not in ("http", "https"):
+        raise ElsewhereClosed("its address is none of HTTP")
+    if only_tls and not secure:
+        raise ElsewhereClosed("it is not encrypted, and this client's connection is")
+    try:
+        connection = connected(host, port, _trusting(ca_pem) if secure else None, cancelling)
+    except (OSError, ValueError, OverflowError) as error:
+        raise ElsewhereClosed(str(error)) from None
+    with closing(connection):
+        try:
+            ranged = {"Range": f"bytes={offset}-"} if offset else {}
+            connection.request("GET", f"{parts.path or '/'}?{parts.query}", headers=ranged)
+            answer = connection.getresponse()
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ElsewhereClosed(str(error) or type(error).__name__) from None
+        if answer.status != (206 if offset else 200):
+            raise ElsewhereClosed(f"it answered with status {answer.status}")
+        if answer.length != size:
+            raise ElsewhereClosed(f"it has {answer.length} bytes for us, not {size}")
+        yield from blocks(answer)
+
+
+def _trusting(ca_pem: str | None) -> ssl.SSLContext:
+    """The system's authorities, and the one of this client's combiners: a bucket of the same people may have either."""
+    context = ssl.create_default_context()
+    if ca_pem:
+        context.load_verify_locations(cadata=ca_pem.encode("ascii", "ignore").decode())
+    return context
