@@ -109,13 +109,15 @@ def cool(key: str) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def signed_url(key: str) -> str | None:
-    """Where whoever has it may fetch the artifact from the bucket itself, for an hour. None: it is a file here, or
-    clients cannot reach the bucket (`STUDIO_DIRECT_DOWNLOADS`)."""
-    store = artifacts()
-    if not settings.DIRECT_DOWNLOADS or isinstance(store, FileSystemStorage):
-        return None
-    made: Any = store
+def signs() -> bool:
+    """Whether artifacts are in a bucket that clients reach (`STUDIO_DIRECT_DOWNLOADS`)."""
+    return bool(settings.DIRECT_DOWNLOADS) and not is_local()
+
+
+def signed_url(key: str) -> str:
+    """Where whoever has it may fetch the artifact from the bucket itself, for an hour; only where storage `signs`.
+    Nothing is asked of the bucket, but whoever gives credentials may be, and each raises its own."""
+    made: Any = artifacts()
     signing = _signing(settings.DIRECT_DOWNLOADS, made.access_key, made.secret_key, made.region_name)
     url: str = signing.generate_presigned_url(
         "get_object", Params={"Bucket": made.bucket_name, "Key": key}, ExpiresIn=SIGNED_S

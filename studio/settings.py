@@ -258,7 +258,10 @@ STORAGES = {
 }
 # where clients reach the bucket of STORAGE_URL, to fetch models from it by signed URL; empty: from combiners
 DIRECT_DOWNLOADS = env("STUDIO_DIRECT_DOWNLOADS", default="")
-if DIRECT_DOWNLOADS and urlsplit(DIRECT_DOWNLOADS).scheme not in ("http", "https"):
+_direct = urlsplit(DIRECT_DOWNLOADS)
+if DIRECT_DOWNLOADS and (
+    _direct.scheme not in ("http", "https") or not _direct.hostname or "@" in _direct.netloc or _direct.query
+):
     raise environ.ImproperlyConfigured("STUDIO_DIRECT_DOWNLOADS must be like https://s3.example.org.")
 FILE_UPLOAD_TEMP_DIR = str(DATA_DIR / "uploads") if (DATA_DIR / "uploads").is_dir() else None
 MAX_PACKAGE_BYTES = env.int("STUDIO_MAX_PACKAGE_BYTES", default=200 * 2**20)

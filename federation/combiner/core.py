@@ -114,7 +114,7 @@ class CombinerCore:
             self.hub.listen_forever(),
             self.intake.acceptance.answer_forever(),
             self.shares.close_forever(),
-            self.shares.sweep_forever(),
+            self.shares.sweeper.sweep_forever(),
             self.staging.sweep_forever(),
         ):
             self._tasks.append(asyncio.create_task(self._kept_alive(work)))

@@ -10,18 +10,17 @@ import asyncio
 import contextlib
 import math
 import random
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from federation.aggregation.accumulate import WeightedSum
 from federation.aggregation.layout import Layout
+from federation.combiner.accumulators import Accumulator, Accumulators
 from federation.combiner.collecting import Collector, Copy, SpoolLost
 from federation.combiner.spool import Spool
+from federation.combiner.sweeper import Sweeper
 from federation.combiner.threads import in_files, in_rows
 from federation.sessions import assignments, counting
 from federation.sessions.assignments import AcceptedUpdate, ShareWork, SpooledUpdate, Verdict, WorkGrant
@@ -31,62 +30,8 @@ from foundation.errors import StudioError
 log = structlog.get_logger(__name__)
 
 NET_S = 2.0
-SWEEP_EVERY_S = 30.0
-SWEEP_AFTER_BYTES = (
-    64 << 20
-)  # of updates: sooner, so that the next come to memory that the system holds ready
-SPARED_S = 20.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0  # between tries to store
 EARLY_TRIES = 8  # while the round trains: about half a minute
-
-
-@dataclass
-class Accumulator:
-    """The head start of one share: a sum, and the assignments in it."""
-
-    layout: Layout
-    total: WeightedSum
-    folded: set[uuid.UUID] = field(default_factory=set)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-class Accumulators:
-    """Accumulators by share. The memory of the last one that was done with is kept for a while: the next round of a
-    session has the same layout, and getting gigabytes from the system costs as much as folding an update."""
-
-    def __init__(self) -> None:
-        self._of: dict[uuid.UUID, Accumulator] = {}
-        self._spare: WeightedSum | None = None
-        self._spared_at = 0.0
-
-    def get(self, share_id: uuid.UUID) -> Accumulator | None:
-        return self._of.get(share_id)
-
-    def begin(self, share_id: uuid.UUID, layout: Layout) -> Accumulator:
-        """An empty one in the place of any other of this share."""
-        spare, self._spare = self._spare, None
-        if spare is not None and spare.layout == layout:
-            spare.start_over()
-        else:
-            spare = WeightedSum(layout)
-        self._of[share_id] = Accumulator(layout, spare)
-        return self._of[share_id]
-
-    def drop(self, share_id: uuid.UUID) -> None:
-        """One that may still be folded into is left to whoever does."""
-        done = self._of.pop(share_id, None)
-        if done is not None and not done.lock.locked():
-            self._spare, self._spared_at = done.total, time.monotonic()
-
-    def shares(self) -> set[uuid.UUID]:
-        return set(self._of)
-
-    def sweep(self, ended: set[uuid.UUID]) -> None:
-        for share_id in ended & self.shares():
-            if not self._of[share_id].lock.locked():
-                self.drop(share_id)
-        if time.monotonic() - self._spared_at > SPARED_S:
-            self._spare = None
 
 
 class Shares:
@@ -100,13 +45,12 @@ class Shares:
         )  # to close since the rows were last asked for, or before and not ended
         self.collector = Collector(spool, combiner_id, epoch)
         self.look = asyncio.Event()
-        self._unswept_bytes = 0
-        self._much_to_sweep = asyncio.Event()
+        self.sweeper = Sweeper(spool, combiner_id, self._sums, self._closing)
 
     # --- while training ---------------------------------------------------------------------------------------
     def accepted(self, grant: WorkGrant, update: SpooledUpdate, verdict: Verdict) -> None:
         """An update was accepted: fold it, or copy it to storage, behind the client's back."""
-        self._unswept_bytes += update.size_bytes
+        self.sweeper.came(update.spool_name, update.size_bytes)
         if verdict.share_id is not None and verdict.round_id is not None:
             if counting.collects(grant.config):
                 copy = Copy(update.assignment_id, verdict.round_id, update.spool_name)
@@ -159,8 +103,9 @@ class Shares:
                     await self.look.wait()
             self.look.clear()
             self._begun = set(self._closing)  # what ends while the rows are read is in them all the same
-            for work in await in_rows(assignments.unfinished_shares, self.combiner_id, closing_only=True):
+            for work in await in_rows(assignments.closing_shares, self.combiner_id):
                 self._begin_to_close(work)
+            self.sweeper.a_round_may_be_over()  # such as one that workers have reduced
 
     def _begin_to_close(self, work: ShareWork) -> None:
         """Unless that was begun, and the rows may be older than its end."""
@@ -277,8 +222,8 @@ class Shares:
         )
         if not finished:
             log.warning("share.given_up", share=str(work.share_id))
-        elif self._unswept_bytes >= SWEEP_AFTER_BYTES:
-            self._much_to_sweep.set()
+        else:
+            self.sweeper.a_round_may_be_over()
         return finished
 
     async def _until_stored(self, work: ShareWork, put: Callable[[], Awaitable[None]], what: str) -> bool:
@@ -301,21 +246,3 @@ class Shares:
                     return False
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(wait * 2, LONGEST_WAIT_S)
-
-    # --- housekeeping -----------------------------------------------------------------------------------------
-    async def sweep_forever(self) -> None:
-        """Spool files go when their round has ended: now and then, and soon after a round that brought much. What is
-        written anew each round into memory that was never used costs several times what it costs in memory that has
-        just become free."""
-        while True:
-            self._unswept_bytes = 0
-            # looked at before the rows: what comes later is spared
-            decided, sums = await in_files(self.spool.decided), self._sums.shares()
-            needed = await in_rows(assignments.spool_names_in_use, self.combiner_id)
-            await in_files(self.spool.sweep, decided - needed)
-            works = await in_rows(assignments.unfinished_shares, self.combiner_id, closing_only=False)
-            self._sums.sweep(sums - {work.share_id for work in works} - self._closing)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SWEEP_EVERY_S):
-                    await self._much_to_sweep.wait()
-            self._much_to_sweep.clear()

@@ -161,7 +161,7 @@ class Rows(Rig):
         """The combiner folds what counts, or collects it, stores its partials and says so."""
         return [
             self._collect(lease, work) if work.collects else self._fold(lease, work)
-            for work in assignments.unfinished_shares(lease.combiner_id, closing_only=True)
+            for work in assignments.closing_shares(lease.combiner_id)
         ]
 
     def _fold(self, lease: CombinerLease, work: ShareWork) -> bool:

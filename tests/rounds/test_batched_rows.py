@@ -56,7 +56,7 @@ def test_a_combiner_reads_all_that_it_has_to_close_in_two_statements(rows: Rows)
         session = rows.running(min_clients=count, client_ids=[str(client.pk) for client in clients])
         rows.accept(lease, *[rows.task(session, client) for client in clients])
     work: list[assignments.ShareWork] = []
-    cost = queries(lambda: work.extend(assignments.unfinished_shares(lease.combiner_id, closing_only=True)))
+    cost = queries(lambda: work.extend(assignments.closing_shares(lease.combiner_id)))
     assert [(len(one.accepted), one.is_model) for one in work] == [(1, True), (3, True)] and cost == 2
 
 

@@ -49,12 +49,12 @@ def test_a_share_that_ends_while_the_rows_are_read_is_not_closed_again(
     rig: Rig, combiner: CombinerHere, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
 ) -> None:
     """Of thousands of updates the rows take a while to read, and what was read then is of yesterday."""
-    shares, read, finish = combiner.core.shares, assignments.unfinished_shares, assignments.finish_share
+    shares, read, finish = combiner.core.shares, assignments.closing_shares, assignments.finish_share
     read_again, looked, finished = threading.Event(), threading.Event(), []
 
     def slowly(*args: Any, **options: Any) -> Any:
         found = read(*args, **options)
-        if found and options["closing_only"] and shares._closing:  # it is being closed just now
+        if found and shares._closing:  # it is being closed just now
             read_again.set()
             wait_until(lambda: not shares._closing, what="the share to be closed")
             looked.set()
@@ -66,7 +66,7 @@ def test_a_share_that_ends_while_the_rows_are_read_is_not_closed_again(
         read_again.wait(10)
         return finish(**said)
 
-    monkeypatch.setattr(assignments, "unfinished_shares", slowly)
+    monkeypatch.setattr(assignments, "closing_shares", slowly)
     monkeypatch.setattr(assignments, "finish_share", after_the_second_read)
     wire = rig.connect(combiner, rig.client("a")[1])
     session = rig.session(min_clients=1, rounds=2, seed=rig.model({"w": np.zeros(8, np.float32)}))
@@ -119,7 +119,7 @@ def test_a_share_is_closed_by_what_its_last_verdict_told_and_no_row_is_read_for_
     rig: Rig, combiner: CombinerHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows are read by hints and every two seconds for what is left over; a round does not wait for that."""
-    monkeypatch.setattr(assignments, "unfinished_shares", lambda *_args, **_options: [])
+    monkeypatch.setattr(assignments, "closing_shares", lambda *_args, **_options: [])
     wires = [rig.connect(combiner, rig.client(name)[1]) for name in "ab"]
     session = rig.session(min_clients=2, rounds=2, seed=rig.model({"w": np.zeros(8, np.float32)}))
     for number in (1, 2):

@@ -95,12 +95,12 @@ def test_the_set_that_counts_is_what_is_accepted_once_the_share_closes(rows: Row
     a, b = rows.online(lease, "a", "b")
     session = rows.running(min_clients=2, min_updates=1)
     rows.accept(lease, rows.task(session, a), value=2)
-    assert assignments.unfinished_shares(lease.combiner_id, closing_only=True) == []
+    assert assignments.closing_shares(lease.combiner_id) == []
     Round.objects.update(deadline=ago(1))
     again(session)
     (verdict,) = rows.accept(lease, rows.task(session, b), value=50)
     assert not verdict.accepted and "round 1 is closed" in verdict.reason
-    (work,) = assignments.unfinished_shares(lease.combiner_id, closing_only=True)
+    (work,) = assignments.closing_shares(lease.combiner_id)
     assert [u.assignment_id for u in work.accepted] == [rows.task(session, a).pk]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import http.client
 import socket
-import socketserver
-import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,14 +15,19 @@ import numpy as np
 import pytest
 from django.test import override_settings
 from studio_sdk import studio_v1_pb2 as pb
+from studio_sdk.client import elsewhere
 from studio_sdk.client.elsewhere import ElsewhereClosed
 from studio_sdk.client.elsewhere import download as from_elsewhere
 from studio_sdk.client.lane import Lane
 from studio_sdk.client.plain_http import LaneError
 
+from federation.combiner.server import Listeners
+from federation.dialects.native import lane as lanes
 from federation.dialects.native.lane import ELSEWHERE
 from federation.sessions.models import Session
+from federation.sessions.services import stop_session
 from foundation import storage
+from tests.hostile_bucket import answering
 from tests.rig import Rig
 from tests.rounds.here import CombinerHere
 from tests.rounds.test_compression_client import Running
@@ -31,6 +35,7 @@ from tests.rounds.test_compression_client import start as start
 from tests.rounds.test_lane import OnLane
 from tests.services.fixtures import Bucket
 from tests.test_storage_s3 import use
+from tests.test_wire_tls import Authority
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
@@ -67,30 +72,6 @@ def trained(rig: Rig, combiner: CombinerHere, start: Any) -> tuple[Running, Sess
     rig.until_session(session, "finished")
     np.testing.assert_array_equal(rig.arrays_of(session.current_model)["w"], np.full(NUMBERS, 2.0))
     return running, session
-
-
-class Head(socketserver.BaseRequestHandler):
-    """Keeps the head of a request, and answers as it is told."""
-
-    server: Any
-
-    def handle(self) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head and (came := self.request.recv(4096)):
-            head += came
-        self.server.heads.append(head)
-        self.request.sendall(self.server.answer)
-
-
-@contextlib.contextmanager
-def answering(answer: bytes) -> Iterator[Any]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Head) as server:
-        kept: Any = server
-        kept.heads, kept.answer = [], answer
-        kept.url = f"http://127.0.0.1:{server.server_address[1]}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield kept
-        server.shutdown()
 
 
 def test_a_client_trains_on_models_that_never_pass_the_combiner(
@@ -152,19 +133,30 @@ REFUSALS = {
     "names no length": b"HTTP/1.1 200 OK\r\n\r\nfor ever",
     "sends elsewhere": b"HTTP/1.1 307 On\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
     "speaks no HTTP": b"* OK IMAP4rev1\r\n",
-    "says nothing": b"",
+    "closes": b"",
+    "breaks off at once": b"HTTP/1.1 200 OK\r\nContent-Length: %(size)d\r\n\r\nthe beginning",
+    "stands still": b"HTTP/1.1 200 OK\r\n",
+    "passes the time": b"HTTP/1.1 100 Continue\r\n\r\n",
 }
 
 
-@pytest.mark.parametrize("answer", REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("how", REFUSALS)
 def test_a_bucket_that_gives_no_model_never_sees_the_token_and_the_combiner_gives_it(
-    rig: Rig, combiner: CombinerHere, start: Any, answer: bytes
+    rig: Rig, combiner: CombinerHere, start: Any, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    with answering(answer) as nobody, reached_at(nobody.url):
+    monkeypatch.setattr(elsewhere, "HEAD_TIMEOUT_S", 0.5)
+    answer = REFUSALS[how]
+    if b"%(" in answer:
+        answer %= {b"size": rig.model({"w": np.zeros(NUMBERS, np.float32)}).size_bytes}
+    with (
+        answering(answer, for_ever=how in ("stands still", "passes the time")) as nobody,
+        reached_at(nobody.url),
+    ):
         running, _ = trained(rig, combiner, start)
     (head,) = nobody.heads  # once a connection, not for every model
     assert b"authorization" not in head.lower() and b"studio_" not in head
-    assert len(running.said("gives no model")) == 1
+    why = "the download broke off" if how == "breaks off at once" else "gives no model"
+    assert len(running.said(why)) == 1
 
 
 def test_a_bucket_with_other_bytes_under_that_name_is_asked_once(
@@ -198,6 +190,61 @@ def test_a_model_that_breaks_off_goes_on_from_the_bucket(rig: Rig, combiner: Com
     assert combiner.core.traffic.sent_bytes == 0
 
 
+def test_a_combiner_that_cannot_sign_gives_the_model_itself(
+    rig: Rig, combiner: CombinerHere, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_credentials(_key: str) -> str:
+        raise RuntimeError("nobody gives credentials just now")
+
+    monkeypatch.setattr(storage, "signed_url", no_credentials)
+    running, session = trained(rig, combiner, start)
+    assert combiner.core.traffic.sent_bytes == 2 * session.seed_model.size_bytes
+    assert not running.said("slower way")
+
+
+def test_the_lane_is_free_again_while_its_client_is_at_the_bucket(
+    rig: Rig, combiner: CombinerHere, session: Session
+) -> None:
+    """A combiner takes so many connections only; over TLS the client's end must be said."""
+    client = OnLane(rig, combiner)
+    task = client.stream.next_task()
+    authority = Authority.make("Ours")
+    cert, key = authority.issue(rig.folder)
+    encrypted = lanes.Lane(combiner.core)
+    context = lanes.tls_context(Listeners(tls_host="127.0.0.1", tls_cert=cert, tls_key=key))
+
+    def here(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, combiner.loop).result(10)
+
+    port = here(encrypted.listen("127.0.0.1", 0, context))
+    here(encrypted.serve())
+    body = b"x" * 10_000_000  # more than sockets hold
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    pem = authority.pem.decode()
+    with answering(answer, tls=(cert, key)) as slow, reached_at(slow.url):
+        lane = Lane(f"127.0.0.1:{port}", client.secret, True, pem)
+        request = pb.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id)
+        came = lane.download(request, len(body), lambda _cut: None)
+        assert bytes(next(came)) == body[: 1 << 20]
+        rig.wait_until(lambda: not encrypted.connections, timeout=5, what="the lane to be free")
+        assert sum(len(block) for block in came) == len(body) - (1 << 20)
+    combiner.loop.call_soon_threadsafe(encrypted.close)
+
+
+def test_a_task_that_is_cancelled_leaves_the_bucket_at_once(
+    rig: Rig, combiner: CombinerHere, start: Any
+) -> None:
+    size = rig.model({"w": np.zeros(NUMBERS, np.float32)}).size_bytes
+    stands_still = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
+    with answering(stands_still, for_ever=True) as slow, reached_at(slow.url):
+        running = start(combiner.address, rig.client("a")[1])
+        session = rig.session(seed=rig.model({"w": np.zeros(NUMBERS, np.float32)}), min_clients=1)
+        rig.wait_until(lambda: slow.heads, what="the client to ask the bucket")
+        stop_session(actor=rig.actor, session=session)
+        rig.wait_until(lambda: running.said("cancelled|stopped"), timeout=10, what="the client to go on")
+        rig.wait_until(lambda: slow.left, timeout=5, what="the client to leave the bucket")
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
@@ -207,6 +254,8 @@ def test_a_model_that_breaks_off_goes_on_from_the_bucket(rig: Rig, combiner: Com
         ("http://[::1", "cannot be read"),
         ("http://host:port/model", "cannot be read"),
         ("http://127.0.0.1:1/a model", "refused"),
+        ("http://a host/model", "control characters"),
+        ("http://\x7f/model", "control characters"),
         ("https://127.0.0.1:1/model", "refused"),
     ],
 )
@@ -217,16 +266,16 @@ def test_an_address_that_leads_nowhere_is_said(url: str, reason: str) -> None:
 
 def test_a_client_that_speaks_tls_takes_no_model_in_the_clear(rig: Rig) -> None:
     url = storage.signed_url("models/p/one")
-    assert url is not None and urlsplit(url).scheme == "http"
+    assert storage.signs() and urlsplit(url).scheme == "http"
     with pytest.raises(ElsewhereClosed, match="not encrypted"):
         list(fetched(url, 0, 10, only_tls=True))
 
 
 def test_nothing_is_signed_unless_clients_are_said_to_reach_the_bucket() -> None:
     with reached_at(""):
-        assert storage.signed_url("models/p/one") is None
+        assert not storage.signs()
 
 
 def test_files_are_never_elsewhere(tmp_path: Any) -> None:
     with use(f"file://{tmp_path / 'artifacts'}"):
-        assert storage.signed_url("models/p/one") is None
+        assert not storage.signs()

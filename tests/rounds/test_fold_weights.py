@@ -71,7 +71,7 @@ def test_the_weight_settled_at_acceptance_is_the_one_folded(rows: Rows) -> None:
         rows, {"value": 1, "examples": 4, "delta_norm": 4.0}, {"value": 3, "examples": 2, "delta_norm": 1.0},
         **AGGREGATOR,
     )  # fmt: skip
-    (work,) = assignments.unfinished_shares(lease.combiner_id, closing_only=True)
+    (work,) = assignments.closing_shares(lease.combiner_id)
     assert [one.weight for one in work.accepted] == [2.0, 2.0]
     assert not work.is_model
 

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
-from federation.combiner import shares
+from federation.combiner import sweeper
 from federation.combiner.spool import Spool
 from federation.combiner.staging import PER_CLIENT, Staged
 from federation.dialects.fedn import fedn_pb2 as fedn
@@ -102,19 +102,39 @@ def test_an_update_that_is_kept_while_the_sweeper_looks_around_is_spared(
     assert spool.decided() == {decided} and spool.update(kept[0]).exists()
 
 
+@pytest.mark.parametrize("aggregator", ["fedavg", "fedadam", "fedmedian"])
 def test_the_updates_of_a_round_that_brought_much_go_as_soon_as_it_has_ended(
-    rig: Rig, combiner: CombinerHere, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, combiner: CombinerHere, monkeypatch: pytest.MonkeyPatch, aggregator: str
 ) -> None:
     """Not at the next sweep in half a minute: their place, on the disk and in memory, is the next round's."""
-    monkeypatch.setattr(shares, "SWEEP_AFTER_BYTES", 1000)
+    monkeypatch.setattr(sweeper, "SWEEP_AFTER_BYTES", 1000)
     wire = rig.connect(combiner, rig.client("a")[1])
-    session = rig.session(min_clients=1, rounds=3, seed=rig.model({"w": np.zeros(300, np.float32)}))
+    seed = rig.model({"w": np.zeros(300, np.float32)})
+    session = rig.session(min_clients=1, rounds=3, seed=seed, aggregator=aggregator)
     for _ in range(2):
         assert wire.upload(wire.next_task(), {"w": np.ones(300, np.float32)}).status == ACCEPTED
     wire.next_task()  # the third round trains
     spool = combiner.core.spool.folder
     rig.wait_until(lambda: not list(spool.glob("*.update")), timeout=10, what="the updates to go")
     assert Round.objects.filter(session=session, status="finished").count() == 2
+
+
+def test_memory_need_not_hold_a_model_that_has_a_successor(
+    rig: Rig, combiner: CombinerHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next model is written into its place. Clients of the new round read the new one."""
+    let_go: list[str] = []
+    monkeypatch.setattr(storage, "COOLED_FROM_BYTES", 1)
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *_: let_go.append(_target(Path(f"/dev/fd/{file}"))))
+    wire = rig.connect(combiner, rig.client("a")[1])
+    seed = rig.model({"w": np.zeros(300, np.float32)})
+    session = rig.session(min_clients=1, rounds=2, seed=seed)
+    keys = [seed.key]
+    for number in (1, 2):
+        assert wire.upload(wire.next_task(), {"w": np.ones(300, np.float32)}).status == ACCEPTED
+        rig.wait_until(lambda number=number: len(session.trail.all()) == number, what="the model")
+        keys.append(session.trail.get(round_number=number).key)
+    assert let_go == [storage.artifacts().path(key) for key in keys[:-1]]
 
 
 def test_a_sum_that_begins_while_the_sweeper_reads_the_rows_goes_on(
@@ -125,32 +145,42 @@ def test_a_sum_that_begins_while_the_sweeper_reads_the_rows_goes_on(
     reading, go_on = threading.Event(), threading.Event()
     passes: list[None] = []
 
-    def slowly(*args: Any, closing_only: bool) -> Any:
-        found = read(*args, closing_only=closing_only)
-        if not closing_only:
-            passes.append(None)
-            reading.set()
-            assert go_on.wait(20)
+    def slowly(*args: Any) -> Any:
+        found = read(*args)
+        passes.append(None)
+        reading.set()
+        go_on.wait(60)
         return found
 
     monkeypatch.setattr(assignments, "unfinished_shares", slowly)
-    monkeypatch.setattr(shares, "SWEEP_AFTER_BYTES", 1)
     wires = [rig.connect(combiner, rig.client(name)[1]) for name in "ab"]
-    session = rig.session(min_clients=2, rounds=2, seed=rig.model({"w": np.zeros(8, np.float32)}))
-    one = {"w": np.ones(8, np.float32)}
-    for wire in wires:
-        assert wire.upload(wire.next_task(), one).status == ACCEPTED
+    seed, one = rig.model({"w": np.zeros(8, np.float32)}), {"w": np.ones(8, np.float32)}
+    sessions = [rig.session(min_clients=2, seed=seed) for _ in range(2)]
+    tasks = [[wire.next_task(), wire.next_task()] for wire in wires]
+
+    def upload(wire: int, task: int) -> None:
+        assert wires[wire].upload(tasks[wire][task], one).status == ACCEPTED
+        rig.wait_until(lambda: any(s.folded for s in sums._of.values()), what="the update in a sum")
+
+    def look() -> None:
+        combiner.loop.call_soon_threadsafe(combiner.core.shares.sweeper._worth_it.set)
+
+    upload(0, 0)
+    first = set(sums.shares())
+    look()
     assert reading.wait(20)
-    assert wires[0].upload(wires[0].next_task(), one).status == ACCEPTED
-    rig.wait_until(lambda: any(s.folded for s in sums._of.values()), what="the second round's first update")
-    (begun,) = [one for one in sums._of.values() if one.folded]
+    upload(0, 1)
+    rig.wait_until(lambda: len(sums.shares()) == 2, what="the sum of the second session")
+    begun = sums.get(*(sums.shares() - first))
     looked = len(passes)
-    combiner.loop.call_soon_threadsafe(combiner.core.shares._much_to_sweep.set)
+    look()
     go_on.set()
     rig.wait_until(lambda: len(passes) > looked, what="another look of the sweeper")
     assert begun in sums._of.values()
-    assert wires[1].upload(wires[1].next_task(), one).status == ACCEPTED
-    rig.until_session(session, "finished")
+    upload(1, 0)
+    upload(1, 1)
+    for session in sessions:
+        rig.until_session(session, "finished")
 
 
 @pytest.mark.parametrize("names", ["same", "other"])

@@ -26,12 +26,13 @@ from federation.combiner.connection import Identity
 from federation.combiner.core import CombinerCore
 from federation.combiner.intake import MAX_METADATA_BYTES, Receipt
 from federation.combiner.server import Listeners
-from federation.combiner.threads import in_files
+from federation.combiner.threads import in_files, in_rows
 from federation.combiner.upload import Piece, Superseded
 from federation.combiner.upload import Upload as Incoming
 from federation.dialects.native import studio_v1_pb2 as wire
 from federation.dialects.native.receiving import BUFFERS, Receiving, within
 from federation.dialects.native.servicer import parse_id, receipt
+from federation.sessions.assignments import ModelGrant
 from foundation import storage
 from foundation.errors import StudioError
 
@@ -213,12 +214,12 @@ class Connection(Receiving):
         asked = _RANGE.fullmatch(headers.get(b"range", b"bytes=0-").decode("latin-1"))
         if asked is None:
             raise StudioError("bad_range", "A range is bytes=N-.", 416)
-        named = who, parse_id(assignment, "assignment_id"), parse_id(model, "model_id")
-        if ELSEWHERE in headers:
-            grant = await self.core.named_model(*named)
-            if (url := await in_files(storage.signed_url, grant.model_key)) is not None:
-                return self._head(307, MODEL, 0, [("location", url)])
-        file, _grant = await self.core.grant_download(*named)
+        grant = await self.core.named_model(
+            who, parse_id(assignment, "assignment_id"), parse_id(model, "model_id")
+        )
+        if ELSEWHERE in headers and storage.signs() and (url := await self._signed(grant)):
+            return self._head(307, MODEL, 0, [("location", url)])
+        file = await self.core.downloads.open(grant)
         with open(file, "rb", buffering=0) as source:
             size, at = os.fstat(source.fileno()).st_size, int(asked[1])
             if at > size:
@@ -232,6 +233,14 @@ class Connection(Receiving):
                     break
                 at += sent
                 self.core.traffic.sent_bytes += sent
+
+    async def _signed(self, grant: ModelGrant) -> str:
+        """Empty: that does not work now, and the model goes from here."""
+        try:
+            return await in_rows(storage.signed_url, grant.model_key)
+        except Exception as error:  # such as credentials that nobody gives
+            log.warning("lane.cannot_sign", error=str(error)[:200])
+            return ""
 
     async def _send(self, source: FileIO, at: int, most: int) -> int:
         """In the kernel, from file to socket."""

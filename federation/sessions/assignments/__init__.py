@@ -18,6 +18,7 @@ from federation.sessions.assignments.share_work import (
 )
 from federation.sessions.assignments.shares import (
     abandon_share,
+    closing_shares,
     fail_round,
     finish_share,
     lose_disk,
@@ -56,6 +57,7 @@ __all__ = [
     "abandon_share",
     "accept_updates",
     "accept_validation",
+    "closing_shares",
     "end_with_reason",
     "fail_round",
     "finish_share",

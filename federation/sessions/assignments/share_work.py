@@ -23,13 +23,12 @@ class AcceptedUpdate:
 
 @dataclass(frozen=True)
 class ShareWork:
-    """A share of this combiner in an unfinished round, with the accepted rows that count."""
+    """A share that closes, with the accepted rows that count."""
 
     share_id: uuid.UUID
     round_id: uuid.UUID
     session_id: uuid.UUID
     project_id: uuid.UUID
-    closing: bool
     is_model: bool  # the partial is the model as it is: the only share, and plain averaging
     collects: bool  # the updates go to storage as they came; there is no partial
     input_key: str  # where storage has the model that they answer
@@ -54,7 +53,6 @@ class Closing:
             round_id=self.round_id,
             session_id=self.session_id,
             project_id=grant.project_id,
-            closing=True,
             is_model=counting.adopts_partial(grant.config) and self.alone,
             collects=counting.collects(grant.config),
             input_key=grant.model_key,

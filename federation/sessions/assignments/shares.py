@@ -62,19 +62,23 @@ def _wants_copy(row: Assignment, combiner_id: uuid.UUID) -> bool:
     )
 
 
-def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[ShareWork]:
+def unfinished_shares(combiner_id: uuid.UUID) -> set[uuid.UUID]:
+    """Those of this combiner that take updates, or are to become partials."""
+    rows = CombinerShare.objects.filter(combiner_id=combiner_id)
+    return set(rows.filter(status__in=[ShareStatus.OPEN, ShareStatus.CLOSING]).values_list("pk", flat=True))
+
+
+def closing_shares(combiner_id: uuid.UUID) -> list[ShareWork]:
     """Two queries, however many there are; no row becomes an object."""
-    states = [ShareStatus.CLOSING] if closing_only else [ShareStatus.OPEN, ShareStatus.CLOSING]
     others = CombinerShare.objects.filter(round=OuterRef("round")).exclude(pk=OuterRef("pk"))
     shares = list(
-        CombinerShare.objects.filter(combiner_id=combiner_id, status__in=states)
+        CombinerShare.objects.filter(combiner_id=combiner_id, status=ShareStatus.CLOSING)
         .order_by("id")
         .values_list(
             "pk",
             "round_id",
             "round__session_id",
             "project_id",
-            "status",
             "round__session__config",
             "round__input_model__key",
             "round__input_model__layout",
@@ -85,7 +89,7 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
         return []
     accepted = accepted_updates([share[0] for share in shares])
     work = []
-    for pk, round_id, session_id, project_id, status, said, input_key, layout, alone in shares:
+    for pk, round_id, session_id, project_id, said, input_key, layout, alone in shares:
         config = SessionConfig.from_json(said)
         work.append(
             ShareWork(
@@ -93,7 +97,6 @@ def unfinished_shares(combiner_id: uuid.UUID, *, closing_only: bool) -> list[Sha
                 round_id=round_id,
                 session_id=session_id,
                 project_id=project_id,
-                closing=status == ShareStatus.CLOSING,
                 is_model=counting.adopts_partial(config) and alone,
                 collects=counting.collects(config),
                 input_key=input_key,

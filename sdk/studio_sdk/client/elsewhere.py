@@ -6,12 +6,16 @@ The token is not sent there, and what comes is believed by its sha256 only.
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
-from .plain_http import Cancelling, blocks, connected
+from .plain_http import Cancelling, blocks, connected, cut
+
+HEAD_TIMEOUT_S = 15.0
 
 
 class ElsewhereClosed(Exception):
@@ -35,13 +39,14 @@ def download(
         raise ElsewhereClosed("it is not encrypted, and this client's connection is")
     try:
         connection = connected(host, port, _trusting(ca_pem) if secure else None, cancelling)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
         raise ElsewhereClosed(str(error)) from None
     with closing(connection):
         try:
             ranged = {"Range": f"bytes={offset}-"} if offset else {}
-            connection.request("GET", f"{parts.path or '/'}?{parts.query}", headers=ranged)
-            answer = connection.getresponse()
+            with _in_time(connection.sock):
+                connection.request("GET", f"{parts.path or '/'}?{parts.query}", headers=ranged)
+                answer = connection.getresponse()
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ElsewhereClosed(str(error) or type(error).__name__) from None
         if answer.status != (206 if offset else 200):
@@ -49,6 +54,18 @@ def download(
         if answer.length != size:
             raise ElsewhereClosed(f"it has {answer.length} bytes for us, not {size}")
         yield from blocks(answer)
+
+
+@contextmanager
+def _in_time(sock: socket.socket) -> Iterator[None]:
+    """Cut when it has not answered by then, however it passes the time."""
+    timer = threading.Timer(HEAD_TIMEOUT_S, cut, [sock])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _trusting(ca_pem: str | None) -> ssl.SSLContext:

@@ -21,6 +21,7 @@ from .plain_http import Cancelling, LaneError, blocks, breaking, broken, connect
 from .tls import trusting
 
 UNANSWERED = 2
+LEAST_BYTES = 1 << 20  # a try that brought less from elsewhere is the last
 TEMPORARY_REDIRECT = 307
 MOST_ANSWER_BYTES = 1 << 20
 
@@ -63,13 +64,22 @@ class Lane:
                 path = f"/studio.v1/model/{request.assignment_id}/{request.model_id}"
                 connection.request("GET", path, headers=headers)
                 answer = self._answer(connection, "application/vnd.studio.model", elsewhere=self.elsewhere)
-            if answer.status != TEMPORARY_REDIRECT:
-                yield from blocks(answer)
-                return
-        yield from elsewhere.download(
-            answer.headers.get("Location", ""), request.offset, size - request.offset,
-            only_tls=self._tls is not None, ca_pem=self._ca_pem, cancelling=cancelling,
-        )  # fmt: skip
+            with closing(answer):  # it has the socket now
+                if answer.status != TEMPORARY_REDIRECT:
+                    yield from blocks(answer)
+                    return
+        url, came = answer.headers.get("Location", ""), 0
+        try:
+            for block in elsewhere.download(
+                url, request.offset, size - request.offset,
+                only_tls=self._tls is not None, ca_pem=self._ca_pem, cancelling=cancelling,
+            ):  # fmt: skip
+                came += len(block)
+                yield block
+        except LaneError:
+            if came < LEAST_BYTES:  # something on the way lets no model through
+                self.elsewhere = False
+            raise
 
     def upload(self, start: pb.UploadStart, file: Path, cancelling: Cancelling) -> pb.Receipt:
         """Send the file from `start.head.offset` on. Raises LaneClosed, LaneError."""

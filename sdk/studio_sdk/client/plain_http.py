@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import grpc
 
@@ -50,12 +51,14 @@ def connected(
     sock = connection.sock
     sock.settimeout(IDLE_TIMEOUT_S)
 
-    def cut() -> None:
-        with suppress(OSError):
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS's own would let plain text out meanwhile
-
-    cancelling(cut)
+    cancelling(partial(cut, sock))
     return connection
+
+
+def cut(sock: socket.socket) -> None:
+    """Whoever reads from it, or writes, fails."""
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # TLS's own would let plain text out meanwhile
 
 
 def blocks(answer: http.client.HTTPResponse) -> Iterator[memoryview]:
