@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import connection
 
 from federation.combiner.core import CombinerConfig, CombinerCore
 from federation.combiner.server import Listeners, build_server, listen
-from federation.dialects.native.lane import Lane
+from federation.dialects.native.lane import Lane, tls_context
 from federation.sessions import tasks
 from federation.sessions.choices import RoundStatus
 from federation.sessions.models import Round
@@ -54,6 +55,23 @@ class CombinerHere:
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(15)
+
+
+@contextlib.contextmanager
+def lane_over_tls(combiner: CombinerHere, cert: Path, key: Path) -> Iterator[tuple[Lane, int]]:
+    """A second lane of the combiner's, encrypted, and its port."""
+    lane = Lane(combiner.core)
+    context = tls_context(Listeners(tls_host="127.0.0.1", tls_cert=cert, tls_key=key))
+
+    def here(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, combiner.loop).result(10)
+
+    port = here(lane.listen("127.0.0.1", 0, context))
+    here(lane.serve())
+    try:
+        yield lane, port
+    finally:
+        combiner.loop.call_soon_threadsafe(lane.close)
 
 
 class WorkerHere(threading.Thread):

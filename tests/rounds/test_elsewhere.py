@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import http.client
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,15 +20,13 @@ from studio_sdk.client.elsewhere import download as from_elsewhere
 from studio_sdk.client.lane import Lane
 from studio_sdk.client.plain_http import LaneError
 
-from federation.combiner.server import Listeners
-from federation.dialects.native import lane as lanes
 from federation.dialects.native.lane import ELSEWHERE
 from federation.sessions.models import Session
 from federation.sessions.services import stop_session
 from foundation import storage
 from tests.hostile_bucket import answering
 from tests.rig import Rig
-from tests.rounds.here import CombinerHere
+from tests.rounds.here import CombinerHere, lane_over_tls
 from tests.rounds.test_compression_client import Running
 from tests.rounds.test_compression_client import start as start
 from tests.rounds.test_lane import OnLane
@@ -210,25 +207,20 @@ def test_the_lane_is_free_again_while_its_client_is_at_the_bucket(
     task = client.stream.next_task()
     authority = Authority.make("Ours")
     cert, key = authority.issue(rig.folder)
-    encrypted = lanes.Lane(combiner.core)
-    context = lanes.tls_context(Listeners(tls_host="127.0.0.1", tls_cert=cert, tls_key=key))
-
-    def here(work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, combiner.loop).result(10)
-
-    port = here(encrypted.listen("127.0.0.1", 0, context))
-    here(encrypted.serve())
     body = b"x" * 10_000_000  # more than sockets hold
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     pem = authority.pem.decode()
-    with answering(answer, tls=(cert, key)) as slow, reached_at(slow.url):
+    with (
+        lane_over_tls(combiner, cert, key) as (encrypted, port),
+        answering(answer, tls=(cert, key)) as slow,
+        reached_at(slow.url),
+    ):
         lane = Lane(f"127.0.0.1:{port}", client.secret, True, pem)
         request = pb.DownloadRequest(assignment_id=task.assignment_id, model_id=task.model_id)
         came = lane.download(request, len(body), lambda _cut: None)
         assert bytes(next(came)) == body[: 1 << 20]
         rig.wait_until(lambda: not encrypted.connections, timeout=5, what="the lane to be free")
         assert sum(len(block) for block in came) == len(body) - (1 << 20)
-    combiner.loop.call_soon_threadsafe(encrypted.close)
 
 
 def test_a_task_that_is_cancelled_leaves_the_bucket_at_once(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import http.client
@@ -13,7 +12,7 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ import numpy as np
 import psutil
 import pytest
 
-from federation.combiner.server import Listeners
 from federation.dialects.native import lane as lanes
 from federation.dialects.native import receiving
 from federation.dialects.native import studio_v1_pb2 as wire
 from federation.sessions.models import Assignment, Session
 from tests.rig import Rig
-from tests.rounds.here import CombinerHere
+from tests.rounds.here import CombinerHere, lane_over_tls
 from tests.tls_files import certificate
 from tests.wire_client import ACCEPTED, REFUSED, WireClient
 
@@ -289,35 +287,27 @@ def test_a_client_that_leaves_a_download_over_tls_leaves_nothing_behind(
     a = OnLane(rig, combiner)
     task = a.stream.next_task()
     cert, key = certificate(tmp_path, "localhost")
-    lane = lanes.Lane(combiner.core)
-    context = lanes.tls_context(Listeners(tls_host="127.0.0.1", tls_cert=cert, tls_key=key))
+    with lane_over_tls(combiner, cert, key) as (lane, port):
+        trusting = ssl.create_default_context(cafile=str(cert))
+        for _ in range(5):
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
+                trusting.wrap_socket(plain, server_hostname="localhost") as encrypted,
+            ):
+                path = f"/studio.v1/model/{task.assignment_id}/{task.model_id}"
+                encrypted.sendall(
+                    f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {a.secret}\r\n\r\n".encode()
+                )
+                assert encrypted.recv(1000).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: not lane.connections, what="the combiner knows that they left")
 
-    def here(work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, combiner.loop).result(10)
+        def left() -> list[Any]:
+            return [
+                one for one in psutil.Process().net_connections("tcp") if one.laddr.port == port and one.raddr
+            ]
 
-    port = here(lane.listen("127.0.0.1", 0, context))
-    here(lane.serve())
-    trusting = ssl.create_default_context(cafile=str(cert))
-    for _ in range(5):
-        with (
-            socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
-            trusting.wrap_socket(plain, server_hostname="localhost") as encrypted,
-        ):
-            path = f"/studio.v1/model/{task.assignment_id}/{task.model_id}"
-            encrypted.sendall(
-                f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {a.secret}\r\n\r\n".encode()
-            )
-            assert encrypted.recv(1000).startswith(b"HTTP/1.1 200")
-    wait_until(lambda: not lane.connections, what="the combiner knows that they left")
-
-    def left() -> list[Any]:
-        return [
-            one for one in psutil.Process().net_connections("tcp") if one.laddr.port == port and one.raddr
-        ]
-
-    wait_until(lambda: not left(), what="their sockets are closed")
-    assert combiner.core.traffic.sent_bytes < 5 * 32_000_000, "not half of what they asked for"
-    combiner.loop.call_soon_threadsafe(lane.close)
+        wait_until(lambda: not left(), what="their sockets are closed")
+        assert combiner.core.traffic.sent_bytes < 5 * 32_000_000, "not half of what they asked for"
 
 
 def test_beyond_so_many_connections_further_ones_are_cut(
