@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,22 @@ def test_the_exit_code_and_the_tail_of_the_output_are_kept(tmp_path: Path) -> No
     assert ended.exit_code == 3
     assert ended.tail.splitlines()[-2:] == ["100", "oops"]
     assert "\n50\n" not in ended.tail
+
+
+def test_a_stop_cuts_the_transfer_that_is_under_way_and_keeps_none_of_those_before() -> None:
+    """A task may try for days; each try would keep its call."""
+    cancel = CancelSwitch()
+    cut: list[int] = []
+    for number in range(3):
+        cancel.cut_by(partial(cut.append, number))
+    woken: list[None] = []
+    wake = partial(woken.append, None)
+    cancel.call(wake)
+    cancel.call(wake)
+    cancel.set()
+    assert (cut, len(woken)) == ([2], 1)
+    cancel.cut_by(partial(cut.append, 3))  # it was asked for before: at once
+    assert cut == [2, 3]
 
 
 def test_an_abort_ends_the_whole_process_group_within_five_seconds(

@@ -96,7 +96,7 @@ class Transfers:
         while link.lane is not None and task.model_size - offset > SMALL_BYTES:
             try:
                 with part.open("ab", buffering=0) as file:
-                    for data in link.lane.download(request, task.model_size, cancel.call):
+                    for data in link.lane.download(request, task.model_size, cancel.cut_by):
                         _write_all(file, data)
                         digest.update(data)
                 return digest.hexdigest()
@@ -105,7 +105,7 @@ class Transfers:
             except ElsewhereClosed as closed:  # so too
                 self._not_elsewhere(link.lane, str(closed), cancel)
         call = link.download(request, metadata=link.metadata)
-        cancel.call(call.cancel)
+        cancel.cut_by(call.cancel)
         with part.open("ab", buffering=0) as file:
             for piece in call:
                 if piece.data:
@@ -184,14 +184,14 @@ class Transfers:
     def _send(self, link: Link, update: Update, path: Path, offset: int, cancel: CancelSwitch) -> pb.Receipt:
         if link.lane is not None and update.size_bytes - offset > SMALL_BYTES:
             try:
-                receipt = link.lane.upload(_start(update, offset), path, cancel.call)
+                receipt = link.lane.upload(_start(update, offset), path, cancel.cut_by)
                 if cancel.is_set():
                     raise TaskCancelled
                 return receipt
             except LaneClosed as closed:
                 self._without_lane(link, closed, cancel)
         call = link.upload.future(_chunks(update, path, offset), metadata=link.metadata)
-        cancel.call(call.cancel)
+        cancel.cut_by(call.cancel)
         try:
             return call.result()
         except grpc.FutureCancelledError:

@@ -64,6 +64,7 @@ class CancelSwitch:
         self._set = threading.Event()
         self._lock = threading.Lock()
         self._actions: list[Callable[[], None]] = []
+        self._cut: Callable[[], None] | None = None
 
     def set(self) -> None:
         """Ask for the stop. Later calls change nothing."""
@@ -72,6 +73,8 @@ class CancelSwitch:
                 return
             self._set.set()
             actions, self._actions = self._actions, []
+            if self._cut is not None:
+                actions.append(self._cut)
         for action in actions:
             action()
 
@@ -87,7 +90,17 @@ class CancelSwitch:
         """Call `action` when the stop is asked for; at once when it already was."""
         with self._lock:
             if not self._set.is_set():
-                self._actions.append(action)
+                if action not in self._actions:
+                    self._actions.append(action)
+                return
+        action()
+
+    def cut_by(self, action: Callable[[], None]) -> None:
+        """As `call`, in the place of the one before: of transfers only one is under way, and a task may need many
+        tries."""
+        with self._lock:
+            if not self._set.is_set():
+                self._cut = action
                 return
         action()
 
