@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,23 +117,22 @@ def signs() -> bool:
 def signed_url(key: str) -> str:
     """Where whoever has it may fetch the artifact from the bucket itself, for an hour; only where storage `signs`.
     Nothing is asked of the bucket, but whoever gives credentials may be, and each raises its own."""
-    made: Any = artifacts()
-    signing = _signing(settings.DIRECT_DOWNLOADS, made.access_key, made.secret_key, made.region_name)
-    url: str = signing.generate_presigned_url(
-        "get_object", Params={"Bucket": made.bucket_name, "Key": key}, ExpiresIn=SIGNED_S
+    store: Any = artifacts()
+    url: str = _signing(settings.DIRECT_DOWNLOADS, store).generate_presigned_url(
+        "get_object", Params={"Bucket": store.bucket_name, "Key": key}, ExpiresIn=SIGNED_S
     )
     return url
 
 
-@cache
-def _signing(endpoint: str, access_key: str | None, secret_key: str | None, region: str | None) -> Any:
-    """Signs for the address by which clients know the bucket; nothing is sent."""
+@lru_cache(maxsize=1)
+def _signing(endpoint: str, store: Any) -> Any:
+    """As the store's own, but for the address by which clients know the bucket; nothing is sent."""
     import boto3
-    from botocore.config import Config
 
     return boto3.client(
-        "s3", endpoint_url=endpoint, aws_access_key_id=access_key, aws_secret_access_key=secret_key,
-        region_name=region, config=Config(s3={"addressing_style": "path"}, signature_version="s3v4"),
+        "s3", endpoint_url=endpoint, region_name=store.region_name, config=store.client_config,
+        aws_access_key_id=store.access_key, aws_secret_access_key=store.secret_key,
+        aws_session_token=store.security_token,
     )  # fmt: skip
 
 

@@ -53,6 +53,5 @@ class Sweeper:
         await in_files(self.spool.sweep, unneeded)
         for name in unneeded:
             self._lying.pop(name, None)
-        if sums:
-            living = await in_rows(assignments.unfinished_shares, self.combiner_id)
-            self.sums.sweep(sums - living - self._closing)
+        living = await in_rows(assignments.unfinished_shares, self.combiner_id) if sums else set()
+        self.sums.sweep(sums - living - self._closing)

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
-from federation.combiner import sweeper
+from federation.combiner import accumulators, sweeper
 from federation.combiner.spool import Spool
 from federation.combiner.staging import PER_CLIENT, Staged
 from federation.dialects.fedn import fedn_pb2 as fedn
@@ -181,6 +181,21 @@ def test_a_sum_that_begins_while_the_sweeper_reads_the_rows_goes_on(
     upload(1, 1)
     for session in sessions:
         rig.until_session(session, "finished")
+
+
+def test_the_memory_of_a_sum_is_given_back_once_no_round_has_come_to_use_it(
+    rig: Rig, combiner: CombinerHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is twice the model: kept for the next round, and not for ever."""
+    sums = combiner.core.shares._sums
+    wire = rig.connect(combiner, rig.client("a")[1])
+    session = rig.session(min_clients=1, rounds=1, seed=rig.model({"w": np.zeros(300, np.float32)}))
+    assert wire.upload(wire.next_task(), {"w": np.ones(300, np.float32)}).status == ACCEPTED
+    rig.until_session(session, "finished")
+    rig.wait_until(lambda: sums._spare is not None, what="the sum to be done with")
+    monkeypatch.setattr(accumulators, "SPARED_S", 0.0)
+    combiner.loop.call_soon_threadsafe(combiner.core.shares.sweeper._worth_it.set)
+    rig.wait_until(lambda: sums._spare is None, timeout=10, what="its memory to be given back")
 
 
 @pytest.mark.parametrize("names", ["same", "other"])

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import http.client
 import socket
-import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from urllib.parse import urlsplit
 
 from .plain_http import Cancelling, blocks, connected, cut
+from .tls import trusting
 
 HEAD_TIMEOUT_S = 15.0
 
@@ -38,7 +38,9 @@ def download(
     if only_tls and not secure:
         raise ElsewhereClosed("it is not encrypted, and this client's connection is")
     try:
-        connection = connected(host, port, _trusting(ca_pem) if secure else None, cancelling)
+        # a bucket of the same people may have a certificate of either
+        tls = trusting(ca_pem, and_the_system=True) if secure else None
+        connection = connected(host, port, tls, cancelling)
     except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
         raise ElsewhereClosed(str(error)) from None
     with closing(connection):
@@ -66,11 +68,3 @@ def _in_time(sock: socket.socket) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def _trusting(ca_pem: str | None) -> ssl.SSLContext:
-    """The system's authorities, and the one of this client's combiners: a bucket of the same people may have either."""
-    context = ssl.create_default_context()
-    if ca_pem:
-        context.load_verify_locations(cadata=ca_pem.encode("ascii", "ignore").decode())
-    return context

@@ -50,7 +50,6 @@ def connected(
         raise
     sock = connection.sock
     sock.settimeout(IDLE_TIMEOUT_S)
-
     cancelling(partial(cut, sock))
     return connection
 

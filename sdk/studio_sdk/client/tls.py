@@ -8,10 +8,14 @@ import ssl
 PROBE_TIMEOUT_S = 5.0
 
 
-def trusting(ca_pem: str | None) -> ssl.SSLContext:
-    """Trusts that authority only, or those of this system. Raises ssl.SSLError."""
+def trusting(ca_pem: str | None, *, and_the_system: bool = False) -> ssl.SSLContext:
+    """Trusts that authority only, or, without one, those of this system, or both. Raises ssl.SSLError."""
     # what stands around the certificates may be in any script; the ssl module wants ASCII
-    return ssl.create_default_context(cadata=ca_pem.encode("ascii", "ignore").decode() if ca_pem else None)
+    named = ca_pem.encode("ascii", "ignore").decode() if ca_pem else None
+    context = ssl.create_default_context(cadata=named)
+    if and_the_system:
+        context.load_default_certs()
+    return context
 
 
 def refusal(address: str, ca_pem: str | None) -> str | None:
